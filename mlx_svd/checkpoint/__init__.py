@@ -1,0 +1,1 @@
+"""The checkpoint format: what tensors a plan stores, written atomically, loaded, described."""

@@ -1,0 +1,56 @@
+"""The ``mlx-svd`` command: its subcommands, its errors and its exit codes.
+
+Exit codes: 0 done, 1 something unexpected failed, 2 bad input (one line on stderr), 130 Ctrl-C
+(a compression continues when repeated).
+"""
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from mlx_svd import __version__
+from mlx_svd.cli.compress import compress
+from mlx_svd.cli.demo import demo
+from mlx_svd.cli.generate import generate
+from mlx_svd.cli.inspect import inspect
+from mlx_svd.cli.plan import plan
+from mlx_svd.errors import MlxSvdError
+
+app = typer.Typer(
+    name="mlx-svd",
+    help="Low-rank compression of language models: Hugging Face weights in, mlx-lm checkpoint out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (compress, plan, inspect, generate, demo):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"mlx-svd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Low-rank compression of language models: Hugging Face weights in, mlx-lm checkpoint out."""
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        app(prog_name="mlx-svd")
+    except MlxSvdError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

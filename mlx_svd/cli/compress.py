@@ -1,0 +1,69 @@
+"""``mlx-svd compress``: the main job."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlx_svd.cli import options as o
+from mlx_svd.cli.plan import planned, show
+
+
+def compress(
+    model: o.Model,
+    mlx_path: Annotated[
+        Path, typer.Option(help="New folder for the checkpoint.", rich_help_panel="Model")
+    ] = Path("mlx_model"),
+    revision: o.Revision = None,
+    projections: o.Projections = None,
+    rank_ratio: o.RankRatio = None,
+    rank: o.Rank = None,
+    energy: o.Energy = None,
+    config: o.Config = None,
+    form: o.Form = None,
+    per_head: o.PerHead = None,
+    min_dim: o.MinDim = None,
+    rank_multiple: o.RankMultiple = None,
+    quantize: o.Quantize = False,
+    q_bits: o.QBits = None,
+    q_group_size: o.QGroupSize = None,
+    q_mode: o.QMode = "affine",
+    dtype: o.Dtype = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Matrices at a time. Default: cores, at most 4.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    json_: o.Json = False,
+) -> None:
+    """Compress a model into a new mlx-lm checkpoint. A killed run continues when repeated."""
+    given = dict(locals())
+    own = ("mlx_path", "workers", "dry_run", "json_")
+    from mlx_svd.errors import MlxSvdError
+
+    if mlx_path.exists() and not dry_run:
+        raise MlxSvdError(f"{mlx_path}: exists already; delete it or give another --mlx-path")
+    source, plan = planned(**{k: v for k, v in given.items() if k not in own})
+    if dry_run:
+        show(plan, json_)
+        return
+    from mlx_svd.cli.progress import progress, unit_work
+    from mlx_svd.cli.tables import progress_console, share
+    from mlx_svd.compress import compress as run
+
+    for note in plan.notes:
+        progress_console().print(f"note: {note}")
+    with progress("compressing", unit_work(plan)) as advance:
+        command = "mlx-svd " + shlex.join(sys.argv[1:])
+        run(source, plan, mlx_path, command, lambda unit: advance(unit.path), workers)
+    if json_:
+        print(json.dumps({"mlx_path": str(mlx_path), "plan": plan.to_json()}, indent=2))
+    else:
+        changed = sum(p.changed for p in plan.projections)
+        print(
+            f"{mlx_path}: {changed} projections truncated, {plan.bytes_before:,} -> "
+            f"{plan.bytes_after:,} bytes of tensor data "
+            f"({share(plan.bytes_after, plan.bytes_before)})"
+        )

@@ -1,0 +1,56 @@
+"""``mlx-svd plan``: what compress would do, to the byte."""
+
+import json
+
+from mlx_svd.cli import options as o
+
+
+def plan(
+    model: o.Model,
+    revision: o.Revision = None,
+    projections: o.Projections = None,
+    rank_ratio: o.RankRatio = None,
+    rank: o.Rank = None,
+    energy: o.Energy = None,
+    config: o.Config = None,
+    form: o.Form = None,
+    per_head: o.PerHead = None,
+    min_dim: o.MinDim = None,
+    rank_multiple: o.RankMultiple = None,
+    quantize: o.Quantize = False,
+    q_bits: o.QBits = None,
+    q_group_size: o.QGroupSize = None,
+    q_mode: o.QMode = "affine",
+    dtype: o.Dtype = None,
+    json_: o.Json = False,
+) -> None:
+    """Print form, rank, break-even rank and bytes of every projection; write nothing."""
+    given = dict(locals())
+    chosen = planned(**{k: v for k, v in given.items() if k != "json_"})[1]
+    show(chosen, json_)
+
+
+def planned(model: str, revision: str | None, **recipe_options):
+    """(source, plan) for the options of plan and compress, with a progress bar for spectra."""
+    from mlx_svd.cli.progress import progress
+    from mlx_svd.plan.make import make_plan
+    from mlx_svd.source.source import open_source
+
+    recipe = o.read_recipe(**recipe_options)
+    source = open_source(model, revision)
+    names = [p.path for linear in source.linears for p in linear.projections]
+    asked = {
+        p.path: 1.0 for m in source.linears for p in m.projections if p.name in recipe.projections
+    }
+    with progress("spectra", {name: asked.get(name, 0.0) for name in names}) as advance:
+        return source, make_plan(source, recipe, advance)
+
+
+def show(chosen, as_json: bool) -> None:
+    """Print a plan as a table or as JSON."""
+    if as_json:
+        print(json.dumps(chosen.to_json(), indent=2))
+        return
+    from mlx_svd.cli.tables import print_plan
+
+    print_plan(chosen)

@@ -1,0 +1,105 @@
+"""Tables on the terminal, and plain columns when piped."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from mlx_svd.checkpoint.inspect import Inspection
+    from mlx_svd.plan.plan import Plan
+
+
+def console() -> Console:
+    """Standard output; as wide as it needs to be when it is not a terminal."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=160)
+
+
+def progress_console() -> Console:
+    """Standard error, for progress and remarks."""
+    return Console(stderr=True, highlight=False)
+
+
+def size(nbytes: int) -> str:
+    """Exact up to a megabyte, then in MB or GB (10^6, 10^9 bytes)."""
+    if nbytes < 10**6:
+        return f"{nbytes:,}"
+    return f"{nbytes / 1e9:.3f} GB" if nbytes >= 10**9 else f"{nbytes / 1e6:.2f} MB"
+
+
+def share(after: int, before: int) -> str:
+    """after / before, '-' for an empty whole."""
+    return f"{after / before:.3f}" if before else "-"
+
+
+def print_plan(plan: "Plan") -> None:
+    """One row for each projection that was asked for, then the totals."""
+    table = _table(
+        ["projection", "shape", "form", "rank", "break-even", "bits", "before", "after"],
+        numbers={3, 4, 5, 6, 7},
+    )
+    table.add_column("why", overflow="fold")
+    shown = [p for p in plan.projections if p.projection.name in plan.compressible]
+    for p in shown:
+        bits = str(p.quantization.bits) if p.quantization else "-"
+        table.add_row(
+            p.path,
+            "x".join(map(str, p.projection.shape)),
+            p.form,
+            p.rank_text(),
+            str(p.break_even),
+            bits,
+            f"{p.bytes_before:,}",
+            f"{p.bytes_after:,}",
+            p.reason,
+        )
+    out = console()
+    out.print(table)
+    touched = [p for p in plan.projections if p.changed]
+    before, after = (sum(getattr(p, k) for p in touched) for k in ("bytes_before", "bytes_after"))
+    out.print(
+        f"truncated: {len(touched)} of {len(plan.projections)} projections, "
+        f"{size(before)} -> {size(after)} ({share(after, before)} of their bytes)"
+    )
+    out.print(
+        f"whole checkpoint: {plan.bytes_before:,} -> {plan.bytes_after:,} bytes of tensor data "
+        f"({share(plan.bytes_after, plan.bytes_before)})"
+    )
+    for note in plan.notes:
+        out.print(f"note: {note}")
+
+
+def print_inspection(inspection: "Inspection") -> None:
+    """One row for each projection, then the totals."""
+    table = _table(
+        ["projection", "shape", "form", "rank", "energy kept", "weight error", "bytes"],
+        numbers={3, 4, 5, 6},
+    )
+    again = False
+    for p in inspection.projections:
+        mark = "*" if p.saved_again else ""
+        again |= p.saved_again
+        table.add_row(
+            p.path,
+            "x".join(map(str, p.shape)),
+            p.form,
+            p.rank_text(),
+            f"{p.energy:.4f}",
+            f"{p.relative_error:.4f}{mark}",
+            f"{p.nbytes:,}",
+        )
+    out = console()
+    out.print(table)
+    source = inspection.base_model + (f" @ {inspection.revision}" if inspection.revision else "")
+    out.print(f"base model: {source}; mlx-svd {inspection.version}")
+    out.print(f"tensor data on disk: {inspection.nbytes:,} bytes")
+    if again:
+        out.print("* saved again by another program since: the error is that of the compression")
+
+
+def _table(columns: list[str], numbers: set[int]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="right" if index in numbers else "left", no_wrap=True)
+    return table

@@ -1,0 +1,145 @@
+"""The small files of a checkpoint: config, saved plan, card, model code, tokenizer."""
+
+import json
+from pathlib import Path
+
+import mlx_svd
+from mlx_svd import models
+from mlx_svd.checkpoint.card import model_card
+from mlx_svd.plan.make import stays_fused
+from mlx_svd.plan.plan import Plan, ProjectionPlan
+from mlx_svd.source.source import Source
+
+MODEL_FILE = "modeling_mlx_svd.py"
+PLAN_FILE = "mlx_svd_plan.json"
+CONFIG_FORMAT = 1
+# Copied from the source as they are; never code.
+_COPIED = (
+    "generation_config.json",
+    "tokenizer*.json",
+    "*token*.json",
+    "chat_template.*",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "*.jinja",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+
+
+def checkpoint_files(
+    source: Source, plan: Plan, records: dict[str, dict], command: str
+) -> dict[str, bytes]:
+    """File name -> content. records: projection path -> {energy, relative_error}."""
+    config = checkpoint_config(source, plan, records)
+    files = {
+        path.name: path.read_bytes()
+        for pattern in _COPIED
+        for path in sorted(source.folder.glob(pattern))
+        if path.is_file()
+    }
+    files |= _model_files(config)
+    files[PLAN_FILE] = _json(plan.to_json())
+    files["README.md"] = model_card(config, plan.to_json(), source.folder, command).encode()
+    files["config.json"] = _json(dict(sorted(config.items())))
+    return files
+
+
+def checkpoint_config(source: Source, plan: Plan, records: dict[str, dict]) -> dict:
+    """The source's config with the sections that mlx-lm and mlx-svd read."""
+    config = {k: v for k, v in source.config.items() if k not in ("_name_or_path", "auto_map")}
+    split = {
+        linear.path: linear
+        for linear in source.linears
+        if linear.fused and not stays_fused(linear, plan.by_path)
+    }
+    config["mlx_svd"] = {
+        "format": CONFIG_FORMAT,
+        "version": mlx_svd.__version__,
+        "base_model": plan.base_model,
+        "revision": plan.revision,
+        "plan_digest": plan.digest,
+        "projections": {
+            p.path: _entry(p, p.projection.module in split, records[p.path])
+            for p in plan.projections
+            if p.projection.name in plan.compressible or p.projection.module in split
+        },
+        "fused": {
+            path: {
+                "parts": [p.name for p in linear.projections],
+                "interleaved_heads": linear.interleaved_heads,
+            }
+            for path, linear in split.items()
+        },
+    }
+    if plan.dtype:
+        config["torch_dtype" if "torch_dtype" in config else "dtype"] = plan.dtype
+    if quantization := _quantization(plan, split):
+        config["quantization"] = config["quantization_config"] = quantization
+    changed_modules = any(p.form != "dense" for p in plan.projections) or split
+    if changed_modules:
+        config["model_file"] = MODEL_FILE
+    elif _own_architecture(plan.model_type).is_file():
+        config["model_file"] = _own_architecture(plan.model_type).name
+    return config
+
+
+def _entry(p: ProjectionPlan, fused: bool, record: dict) -> dict:
+    return {
+        "projection": p.projection.name,
+        "layer": p.projection.layer,
+        "shape": list(p.projection.shape),
+        "bias": p.projection.bias,
+        "fused": fused,
+        "form": p.form,
+        "ranks": list(p.ranks) if p.ranks else None,
+        "rank_limit": p.limit,
+        "bytes": p.bytes_after,
+        **record,
+    }
+
+
+def _quantization(plan: Plan, split: dict) -> dict | None:
+    """mlx-lm's ``quantization`` section: the default, and every module that differs from it."""
+    used = [p.quantization for p in plan.projections if p.quantization]
+    default = plan.quantize or (used[0] if used else None)
+    if default is None:
+        return None
+    section = default.config()
+    for p in plan.projections:
+        if not p.quantization or p.quantization == default:
+            continue
+        path = p.path if p.projection.module in split else p.projection.module
+        for linear in _linears(path, p):
+            section[linear] = p.quantization.config()
+    return section
+
+
+def _linears(path: str, p: ProjectionPlan) -> list[str]:
+    """Paths of the Linear children that hold a projection's weights."""
+    if p.form == "dense":
+        return [path]
+    heads = [path] if len(p.ranks) == 1 else [f"{path}.heads.{i}" for i in range(len(p.ranks))]
+    return [f"{head}.{part}" for head in heads for part in ("down", "up")]
+
+
+def _own_architecture(model_type: str) -> Path:
+    """The model file of an architecture that mlx-lm lacks (it need not exist)."""
+    return Path(models.__file__).with_name(f"modeling_{model_type}.py")
+
+
+def _model_files(config: dict) -> dict[str, bytes]:
+    """The model code that ``model_file`` needs, copied as it is."""
+    if "model_file" not in config:
+        return {}
+    paths = {Path(models.__file__).with_name(config["model_file"])}
+    if _own_architecture(config["model_type"]).is_file():
+        paths.add(_own_architecture(config["model_type"]))
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def _json(content: dict) -> bytes:
+    return json.dumps(content, indent=4).encode()

@@ -1,0 +1,62 @@
+"""Generate text with mlx-lm and report its speed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+@dataclass(frozen=True)
+class Generation:
+    """text; tokens generated; speeds in tokens per second; peak_memory in GB (MLX's count)."""
+
+    text: str
+    prompt_tokens: int
+    generation_tokens: int
+    prompt_tps: float
+    generation_tps: float
+    peak_memory: float
+    finish_reason: str | None
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: Any,
+    prompt: str,
+    *,
+    max_tokens: int = 256,
+    temp: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    chat: bool = True,
+    write: Callable[[str], None] = lambda text: None,
+) -> Generation:
+    """Continue ``prompt`` (greedily at temp 0); ``write`` gets each piece of text as it comes.
+
+    chat: put the prompt into the tokenizer's chat template, if it has one.
+    """
+    from mlx_lm.generate import stream_generate
+    from mlx_lm.sample_utils import make_sampler
+
+    mx.random.seed(seed)
+    if chat and tokenizer.has_chat_template:
+        messages = [{"role": "user", "content": prompt}]
+        tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    else:
+        tokens = tokenizer.encode(prompt)
+    text, last = "", None
+    sampler = make_sampler(temp, top_p)
+    for last in stream_generate(model, tokenizer, tokens, max_tokens=max_tokens, sampler=sampler):
+        text += last.text
+        write(last.text)
+    return Generation(
+        text,
+        last.prompt_tokens,
+        last.generation_tokens,
+        last.prompt_tps,
+        last.generation_tps,
+        last.peak_memory,
+        last.finish_reason,
+    )

@@ -1,0 +1,1 @@
+"""Model definitions that travel with checkpoints: each file here is copied as it is."""

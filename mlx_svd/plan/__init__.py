@@ -1,0 +1,1 @@
+"""What to do with every projection, decided before anything is written, with exact bytes."""

@@ -1,0 +1,295 @@
+"""Source and recipe -> plan."""
+
+from collections.abc import Callable, Iterator
+
+import mlx.nn as nn
+import numpy as np
+
+from mlx_svd.checkpoint.layout import (
+    Quantization,
+    TensorSpec,
+    linear_tensors,
+    projection_tensors,
+    total_bytes,
+)
+from mlx_svd.errors import MlxSvdError
+from mlx_svd.plan.forms import FormChoice, Storage, choose_form
+from mlx_svd.plan.plan import Plan, ProjectionPlan, Unit, target_dtype
+from mlx_svd.plan.policy import round_rank
+from mlx_svd.plan.recipe import Recipe, Rule, check_rules
+from mlx_svd.plan.spectra import measure_spectra
+from mlx_svd.source.families import LinearModule, Projection
+from mlx_svd.source.source import Source
+
+
+def make_plan(
+    source: Source, recipe: Recipe, advance: Callable[[str], None] = lambda path: None
+) -> Plan:
+    """Decide form, ranks and bits of every projection and count the bytes.
+
+    Reads weights only if an energy policy needs their spectra; ``advance`` is told each path
+    whose spectrum is done. Raises MlxSvdError for a rank over the limit, a rule that can never
+    apply, and everything that the source refuses.
+    """
+    return _Planner(source, recipe).plan(advance)
+
+
+class _Planner:
+    def __init__(self, source: Source, recipe: Recipe):
+        self.source, self.recipe = source, recipe
+        group = recipe.quantize.group_size if recipe.quantize else 1
+        self.multiple = recipe.rank_multiple or group
+        if self.multiple % group:
+            raise MlxSvdError(
+                f"--rank-multiple {self.multiple}: must be a multiple of the group size {group}, "
+                "or the second factor cannot be quantized"
+            )
+        self.n_layers = 1 + max(linear.projections[0].layer for linear in source.linears)
+        self.universe = [
+            p for m in source.linears for p in m.projections if p.name in recipe.projections
+        ]
+        if not self.universe:
+            raise MlxSvdError(
+                f"a {source.config['model_type']} model has no "
+                f"{', '.join(recipe.projections)} projection; change --projections"
+            )
+        check_rules(recipe, self.universe, self.n_layers)
+        self.spectra: dict[str, list[np.ndarray]] = {}
+
+    def plan(self, advance: Callable[[str], None]) -> Plan:
+        source, recipe = self.source, self.recipe
+        tensors = source.tensors
+        wanted = {p.path: self._heads(p) for p in self.universe if self._needs_spectrum(p)}
+        if wanted:
+            self.spectra = measure_spectra(source, wanted, advance)
+        plans = {p.path: self._projection(p) for m in source.linears for p in m.projections}
+        units = tuple(self._units(plans))
+        return Plan(
+            base_model=source.name,
+            revision=source.revision,
+            model_type=source.config["model_type"],
+            compressible=recipe.projections,
+            quantize=recipe.quantize,
+            rank_multiple=self.multiple,
+            dtype=recipe.dtype,
+            projections=tuple(plans.values()),
+            units=units,
+            dropped=tuple(source.dropped),
+            notes=tuple(self._notes(plans, units)),
+            bytes_before=sum(_size(*tensors[name]) for name in tensors),
+        )
+
+    # -- one projection -------------------------------------------------------------------
+
+    def _rule(self, projection: Projection) -> Rule | None:
+        index = self.recipe.rule_for(projection, self.n_layers)
+        return None if index is None else self.recipe.rules[index]
+
+    def _heads(self, projection: Projection) -> int:
+        """How many matrices the projection is cut into: its heads, or 1."""
+        rule = self._rule(projection)
+        if rule and rule.ranks:
+            return len(rule.ranks)
+        per_head = self.recipe.per_head if rule is None or rule.per_head is None else rule.per_head
+        return projection.heads if per_head and projection.heads else 1
+
+    def _left_alone(self, projection: Projection) -> str:
+        """Why a projection is not truncated, '' if it is."""
+        rule = self._rule(projection)
+        if projection.name not in self.recipe.projections:
+            return "not asked for"
+        if rule and rule.skip:
+            return f"skipped by rule {self.recipe.rules.index(rule) + 1}"
+        if min(projection.shape) < self.recipe.min_dim:
+            return f"a dimension below min_dim {self.recipe.min_dim}"
+        if not (rule and (rule.policy or rule.ranks)) and self.recipe.policy is None:
+            return "no rule matches"
+        return ""
+
+    def _needs_spectrum(self, projection: Projection) -> bool:
+        rule = self._rule(projection)
+        policy = rule.policy if rule and rule.policy else self.recipe.policy
+        exact = rule is not None and rule.ranks is not None
+        return not exact and not self._left_alone(projection) and policy.energy is not None
+
+    def _projection(self, p: Projection) -> ProjectionPlan:
+        rule = self._rule(p) if p.name in self.recipe.projections else None
+        quantize = self.recipe.quantization_for(rule)
+        shape, dtype = self.source.tensors[f"{p.module}.weight"]
+        storage = Storage(p, target_dtype(dtype, self.recipe.dtype), quantize)
+        heads = self._heads(p)
+        if reason := self._left_alone(p):
+            choice = FormChoice("dense", None, reason)
+        else:
+            choice = self._choose(p, rule, heads, storage)
+        before = Storage(p, dtype, None).nbytes("dense", (0,))
+        return ProjectionPlan(
+            projection=p,
+            form=choice.form,
+            ranks=choice.ranks,
+            limit=min(p.shape[0] // heads, p.shape[1]),
+            break_even=storage.break_even_rank(heads, self.multiple),
+            quantization=quantize,
+            reason=choice.reason,
+            bytes_before=before,
+            bytes_after=storage.nbytes(choice.form, choice.ranks or (0,)),
+        )
+
+    def _choose(self, p: Projection, rule: Rule | None, heads: int, storage: Storage) -> FormChoice:
+        limit = min(p.shape[0] // heads, p.shape[1])
+        # A rank that is no multiple of the group size would leave the second factor unquantized.
+        multiple = self.multiple if storage.quantize else (self.recipe.rank_multiple or 1)
+        form = (rule and rule.form) or self.recipe.form
+        if form == "dense":
+            multiple = 1
+        asked, up = self._asked_ranks(p, rule, heads, limit)
+        rounded = [round_rank(rank, multiple, limit, up) for rank in asked]
+        if None in rounded:
+            return FormChoice("dense", None, f"min(m, n) = {limit} is below a rank of {multiple}")
+        choice = choose_form(form, tuple(rounded), storage)
+        if choice.form == "dense" and rounded != asked:
+            reason = choice.reason if choice.ranks else f"rounded to {multiple} the rank is full"
+            return FormChoice("dense", tuple(asked), reason)
+        if rounded != asked and len(asked) == 1:
+            note = f"rank {asked[0]} rounded to a multiple of {multiple}"
+            return FormChoice(
+                choice.form, choice.ranks, "; ".join(filter(None, [note, choice.reason]))
+            )
+        return choice
+
+    def _asked_ranks(
+        self, p: Projection, rule: Rule | None, heads: int, limit: int
+    ) -> tuple[list[int], bool]:
+        """Ranks before rounding, and whether to round upwards (an energy is a promise)."""
+        if rule and rule.ranks:
+            if p.shape[0] % heads or max(rule.ranks) > limit or min(rule.ranks) < 1:
+                raise MlxSvdError(
+                    f"{p.path}: ranks {list(rule.ranks)} do not fit its shape {p.shape}; give one "
+                    f"rank from 1 to min(m, n), or one for each of its {p.heads} heads"
+                )
+            return list(rule.ranks), False
+        policy = rule.policy if rule and rule.policy else self.recipe.policy
+        depth = p.layer / max(1, self.n_layers - 1)
+        try:
+            ranks = [
+                policy.choose(limit, depth, lambda head=head: self.spectra[p.path][head])
+                for head in range(heads)
+            ]
+        except MlxSvdError as error:
+            raise MlxSvdError(f"{p.path}: {error}") from error
+        return ranks, policy.energy is not None
+
+    # -- the whole checkpoint -------------------------------------------------------------
+
+    def _units(self, plans: dict[str, ProjectionPlan]) -> Iterator[Unit]:
+        """All modules in the architecture's order."""
+        linears = {m.path: i for i, m in enumerate(self.source.linears)}
+        modules = dict(self.source.skeleton.named_modules())
+        names: dict[str, list[str]] = {}
+        for name in self.source.tensors:
+            names.setdefault(name.rpartition(".")[0], []).append(name)
+        for path, sources in names.items():
+            if path in linears:
+                linear = self.source.linears[linears[path]]
+                tensors, quantize = self._linear_tensors(linear, plans), None
+            else:
+                quantize = self._module_quantization(modules.get(path))
+                tensors = self._module_tensors(sources, quantize)
+            yield Unit(path, tuple(sources), tuple(tensors), linears.get(path), quantize)
+
+    def _module_quantization(self, module: nn.Module | None) -> Quantization | None:
+        """-q quantizes what mlx-lm's convert does: every module that can be and whose input
+        dimension is a multiple of the group size."""
+        q = self.recipe.quantize
+        if q is None or not hasattr(module, "to_quantized"):
+            return None
+        return q if module.weight.shape[-1] % q.group_size == 0 else None
+
+    def _module_tensors(self, sources: list[str], q: Quantization | None) -> Iterator[TensorSpec]:
+        for name in sources:
+            shape, dtype = self.source.tensors[name]
+            path, _, kind = name.rpartition(".")
+            if kind == "weight" and q:
+                yield from linear_tensors(path, shape, target_dtype(dtype, self.recipe.dtype), q)
+            else:
+                yield TensorSpec(name, shape, target_dtype(dtype, self.recipe.dtype))
+
+    def _linear_tensors(
+        self, linear: LinearModule, plans: dict[str, ProjectionPlan]
+    ) -> list[TensorSpec]:
+        dtype = target_dtype(self.source.tensors[f"{linear.path}.weight"][1], self.recipe.dtype)
+        parts = [plans[p.path] for p in linear.projections]
+        if stays_fused(linear, plans):
+            rows = sum(p.shape[0] for p in linear.projections)
+            first = linear.projections[0]
+            return projection_tensors(
+                linear.path,
+                "dense",
+                (rows, first.shape[1]),
+                (0,),
+                first.bias,
+                dtype,
+                parts[0].quantization,
+            )
+        return [
+            tensor
+            for part in parts
+            for tensor in projection_tensors(
+                part.path,
+                part.form,
+                part.projection.shape,
+                part.ranks or (0,),
+                part.projection.bias,
+                dtype,
+                part.quantization,
+            )
+        ]
+
+    def _notes(self, plans: dict[str, ProjectionPlan], units: tuple[Unit, ...]) -> Iterator[str]:
+        """What a user must know and would not see in the table."""
+        grown = [
+            p
+            for p in plans.values()
+            if p.changed
+            and p.form != "dense"
+            and p.bytes_after
+            > Storage(
+                p.projection,
+                target_dtype(
+                    self.source.tensors[f"{p.projection.module}.weight"][1], self.recipe.dtype
+                ),
+                p.quantization,
+            ).nbytes("dense", (0,))
+        ]
+        if grown:
+            yield (
+                f"{len(grown)} projections are larger than stored dense, because --form asks for "
+                "it; --form auto takes the smallest form"
+            )
+        if self.recipe.quantize:
+            g = self.recipe.quantize.group_size
+            odd = [
+                u.path
+                for u in units
+                if u.linear_index is not None and self.source.tensors[u.sources[0]][0][-1] % g
+            ]
+            if odd:
+                yield (
+                    f"{len(odd)} modules have an input dimension that is no multiple of the "
+                    f"group size {g} and stay unquantized, as in mlx-lm ({odd[0]}, ...)"
+                )
+        if self.source.dropped:
+            yield f"{len(self.source.dropped)} source tensors are not parameters of the model"
+
+
+def stays_fused(linear: LinearModule, plans: dict[str, ProjectionPlan]) -> bool:
+    """A module is stored as the original architecture has it if all its parts are dense and
+    quantized alike; otherwise each part stands alone."""
+    parts = [plans[p.path] for p in linear.projections]
+    if any(part.form != "dense" for part in parts):
+        return False
+    return all(part.quantization == parts[0].quantization for part in parts)
+
+
+def _size(shape: tuple[int, ...], dtype) -> int:
+    return total_bytes([TensorSpec("", shape, dtype)])

@@ -1,0 +1,91 @@
+"""A model's name -> a folder on disk: a local folder as it is, or a snapshot from the hub."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_svd.errors import MlxSvdError
+
+# Weights, config and tokenizer: no code, no other frameworks' weights.
+HUB_PATTERNS = [
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "*token*.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "*.jinja",
+    "README.md",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+]
+CHECKPOINT_PATTERNS = [*HUB_PATTERNS, "mlx_svd_plan.json"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """path: the folder; name: hub id, or the folder's name; revision: hub commit or None."""
+
+    path: Path
+    name: str
+    revision: str | None = None
+
+
+def resolve_model(
+    model: str, revision: str | None = None, patterns: list[str] = HUB_PATTERNS
+) -> ModelFolder:
+    """Find a model folder; download from the hub if ``model`` is not a local folder.
+
+    The hub cache, token and offline mode are huggingface_hub's own (HF_HOME, HF_TOKEN or
+    ``hf auth login``, HF_HUB_OFFLINE); nothing is changed in them. Raises MlxSvdError with the
+    remedy when there is no such folder or model, no access, or no network.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if revision:
+            raise MlxSvdError(f"{model}: a local folder has no revision; leave out --revision")
+        path = path.resolve()
+        return ModelFolder(path, path.name)
+    if path.exists():
+        raise MlxSvdError(f"{model}: is a file; give the folder that holds config.json")
+    if not _HUB_ID.fullmatch(model):
+        raise MlxSvdError(f"{model}: no such folder")
+    snapshot = _download(model, revision, patterns)
+    return ModelFolder(snapshot, model, snapshot.name)
+
+
+def _download(model: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    asked = f"{model}{'@' + revision if revision else ''}"
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except errors.GatedRepoError as error:
+        raise MlxSvdError(
+            f"{asked}: gated model; accept its licence at https://huggingface.co/{model}, "
+            "then run `hf auth login` or set HF_TOKEN"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise MlxSvdError(f"{asked}: the model has no such revision; check --revision") from error
+    except errors.RepositoryNotFoundError as error:
+        raise MlxSvdError(
+            f"{asked}: no such folder, and no such model on the Hugging Face hub (or it is "
+            "private: set HF_TOKEN)"
+        ) from error
+    except errors.HFValidationError as error:
+        raise MlxSvdError(f"{asked}: no such folder, and not a valid hub id") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise MlxSvdError(
+            f"{asked}: no such folder, and the Hugging Face hub cannot be reached (offline, or "
+            "HF_HUB_OFFLINE is set) with no copy in the cache; connect, or give a local folder"
+        ) from error
+    except (errors.HTTPError, errors.IncompleteSnapshotError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MlxSvdError(
+            f"{asked}: download from the Hugging Face hub failed: {reason}"
+        ) from error
