@@ -71,15 +71,18 @@ def _summary(plan: dict) -> str:
     before, after = plan["touched_bytes_before"], plan["touched_bytes_after"]
     share = f" ({after / before:.3f} of their bytes)" if before else ""
     q = plan["quantize"]
+    commit = f" @ {plan['revision']}" if plan["revision"] else ""
+    whole = plan["bytes_after"] / plan["bytes_before"]
     lines = [
-        f"- base model: {plan['base_model']}"
-        + (f" @ {plan['revision']}" if plan["revision"] else ""),
-        f"- truncated projections: {len(touched)} of {len(plan['projections'])}; stored {stored}{share}",
+        f"- base model: {plan['base_model']}{commit}",
+        f"- truncated projections: {len(touched)} of {len(plan['projections'])}; "
+        f"stored {stored}{share}",
         f"- tensor data: {plan['bytes_after']:,} bytes, source {plan['bytes_before']:,} "
-        f"({plan['bytes_after'] / plan['bytes_before']:.3f})",
+        f"({whole:.3f})",
     ]
     if q:
         lines.append(f"- quantized: {q['mode']}, {q['bits']} bits, group size {q['group_size']}")
+    lines += [f"- {note}" for note in plan["notes"]]
     return "\n".join(lines) + "\n"
 
 

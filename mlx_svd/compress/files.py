@@ -6,8 +6,8 @@ from pathlib import Path
 import mlx_svd
 from mlx_svd import models
 from mlx_svd.checkpoint.card import model_card
-from mlx_svd.plan.make import stays_fused
 from mlx_svd.plan.plan import Plan, ProjectionPlan
+from mlx_svd.plan.units import stays_fused
 from mlx_svd.source.source import Source
 
 MODEL_FILE = "modeling_mlx_svd.py"

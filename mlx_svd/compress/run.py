@@ -21,8 +21,8 @@ from mlx_svd.compress.store import (
     to_numpy,
 )
 from mlx_svd.parallel import default_workers, ordered_map
-from mlx_svd.plan.make import stays_fused
 from mlx_svd.plan.plan import Plan, ProjectionPlan, Unit, target_dtype
+from mlx_svd.plan.units import stays_fused
 from mlx_svd.source.source import Source, TensorStream
 
 
@@ -116,7 +116,7 @@ class _Runner:
     ) -> tuple[list[mx.array], dict[str, dict]]:
         """Main thread: cast, quantize, measure. Returns the unit's tensors and, for each of its
         projections, {energy, relative_error}."""
-        unit, linear = job.unit, self._linear(job.unit)
+        linear = self._linear(job.unit)
         if linear is None:
             return self._store_module(job), {}
         dtype = target_dtype(job.tensors["weight"].dtype, self.plan.dtype)

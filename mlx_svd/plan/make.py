@@ -1,24 +1,19 @@
 """Source and recipe -> plan."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from math import prod
 
-import mlx.nn as nn
 import numpy as np
 
-from mlx_svd.checkpoint.layout import (
-    Quantization,
-    TensorSpec,
-    linear_tensors,
-    projection_tensors,
-    total_bytes,
-)
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.plan.forms import FormChoice, Storage, choose_form
-from mlx_svd.plan.plan import Plan, ProjectionPlan, Unit, target_dtype
+from mlx_svd.plan.notes import plan_notes
+from mlx_svd.plan.plan import Plan, ProjectionPlan, target_dtype
 from mlx_svd.plan.policy import round_rank
 from mlx_svd.plan.recipe import Recipe, Rule, check_rules
 from mlx_svd.plan.spectra import measure_spectra
-from mlx_svd.source.families import LinearModule, Projection
+from mlx_svd.plan.units import make_units
+from mlx_svd.source.families import Projection
 from mlx_svd.source.source import Source
 
 
@@ -63,7 +58,7 @@ class _Planner:
         if wanted:
             self.spectra = measure_spectra(source, wanted, advance)
         plans = {p.path: self._projection(p) for m in source.linears for p in m.projections}
-        units = tuple(self._units(plans))
+        units = make_units(source, recipe, plans)
         return Plan(
             base_model=source.name,
             revision=source.revision,
@@ -75,8 +70,8 @@ class _Planner:
             projections=tuple(plans.values()),
             units=units,
             dropped=tuple(source.dropped),
-            notes=tuple(self._notes(plans, units)),
-            bytes_before=sum(_size(*tensors[name]) for name in tensors),
+            notes=plan_notes(source, recipe, plans),
+            bytes_before=sum(prod(shape) * dtype.size for shape, dtype in tensors.values()),
         )
 
     # -- one projection -------------------------------------------------------------------
@@ -115,7 +110,7 @@ class _Planner:
     def _projection(self, p: Projection) -> ProjectionPlan:
         rule = self._rule(p) if p.name in self.recipe.projections else None
         quantize = self.recipe.quantization_for(rule)
-        shape, dtype = self.source.tensors[f"{p.module}.weight"]
+        dtype = self.source.tensors[f"{p.module}.weight"][1]
         storage = Storage(p, target_dtype(dtype, self.recipe.dtype), quantize)
         heads = self._heads(p)
         if reason := self._left_alone(p):
@@ -132,6 +127,7 @@ class _Planner:
             quantization=quantize,
             reason=choice.reason,
             bytes_before=before,
+            bytes_dense=storage.nbytes("dense", (0,)),
             bytes_after=storage.nbytes(choice.form, choice.ranks or (0,)),
         )
 
@@ -178,118 +174,3 @@ class _Planner:
         except MlxSvdError as error:
             raise MlxSvdError(f"{p.path}: {error}") from error
         return ranks, policy.energy is not None
-
-    # -- the whole checkpoint -------------------------------------------------------------
-
-    def _units(self, plans: dict[str, ProjectionPlan]) -> Iterator[Unit]:
-        """All modules in the architecture's order."""
-        linears = {m.path: i for i, m in enumerate(self.source.linears)}
-        modules = dict(self.source.skeleton.named_modules())
-        names: dict[str, list[str]] = {}
-        for name in self.source.tensors:
-            names.setdefault(name.rpartition(".")[0], []).append(name)
-        for path, sources in names.items():
-            if path in linears:
-                linear = self.source.linears[linears[path]]
-                tensors, quantize = self._linear_tensors(linear, plans), None
-            else:
-                quantize = self._module_quantization(modules.get(path))
-                tensors = self._module_tensors(sources, quantize)
-            yield Unit(path, tuple(sources), tuple(tensors), linears.get(path), quantize)
-
-    def _module_quantization(self, module: nn.Module | None) -> Quantization | None:
-        """-q quantizes what mlx-lm's convert does: every module that can be and whose input
-        dimension is a multiple of the group size."""
-        q = self.recipe.quantize
-        if q is None or not hasattr(module, "to_quantized"):
-            return None
-        return q if module.weight.shape[-1] % q.group_size == 0 else None
-
-    def _module_tensors(self, sources: list[str], q: Quantization | None) -> Iterator[TensorSpec]:
-        for name in sources:
-            shape, dtype = self.source.tensors[name]
-            path, _, kind = name.rpartition(".")
-            if kind == "weight" and q:
-                yield from linear_tensors(path, shape, target_dtype(dtype, self.recipe.dtype), q)
-            else:
-                yield TensorSpec(name, shape, target_dtype(dtype, self.recipe.dtype))
-
-    def _linear_tensors(
-        self, linear: LinearModule, plans: dict[str, ProjectionPlan]
-    ) -> list[TensorSpec]:
-        dtype = target_dtype(self.source.tensors[f"{linear.path}.weight"][1], self.recipe.dtype)
-        parts = [plans[p.path] for p in linear.projections]
-        if stays_fused(linear, plans):
-            rows = sum(p.shape[0] for p in linear.projections)
-            first = linear.projections[0]
-            return projection_tensors(
-                linear.path,
-                "dense",
-                (rows, first.shape[1]),
-                (0,),
-                first.bias,
-                dtype,
-                parts[0].quantization,
-            )
-        return [
-            tensor
-            for part in parts
-            for tensor in projection_tensors(
-                part.path,
-                part.form,
-                part.projection.shape,
-                part.ranks or (0,),
-                part.projection.bias,
-                dtype,
-                part.quantization,
-            )
-        ]
-
-    def _notes(self, plans: dict[str, ProjectionPlan], units: tuple[Unit, ...]) -> Iterator[str]:
-        """What a user must know and would not see in the table."""
-        grown = [
-            p
-            for p in plans.values()
-            if p.changed
-            and p.form != "dense"
-            and p.bytes_after
-            > Storage(
-                p.projection,
-                target_dtype(
-                    self.source.tensors[f"{p.projection.module}.weight"][1], self.recipe.dtype
-                ),
-                p.quantization,
-            ).nbytes("dense", (0,))
-        ]
-        if grown:
-            yield (
-                f"{len(grown)} projections are larger than stored dense, because --form asks for "
-                "it; --form auto takes the smallest form"
-            )
-        if self.recipe.quantize:
-            g = self.recipe.quantize.group_size
-            odd = [
-                u.path
-                for u in units
-                if u.linear_index is not None and self.source.tensors[u.sources[0]][0][-1] % g
-            ]
-            if odd:
-                yield (
-                    f"{len(odd)} modules have an input dimension that is no multiple of the "
-                    f"group size {g} and stay unquantized, as in mlx-lm ({odd[0]}, ...)"
-                )
-        if self.source.dropped:
-            yield f"{len(self.source.dropped)} source tensors are not parameters of the model"
-
-
-def stays_fused(linear: LinearModule, plans: dict[str, ProjectionPlan]) -> bool:
-    """A module is stored as the original architecture has it if all its parts are dense and
-    quantized alike; otherwise each part stands alone."""
-    parts = [plans[p.path] for p in linear.projections]
-    if any(part.form != "dense" for part in parts):
-        return False
-    return all(part.quantization == parts[0].quantization for part in parts)
-
-
-def _size(shape: tuple[int, ...], dtype) -> int:
-    return total_bytes([TensorSpec("", shape, dtype)])

@@ -20,7 +20,8 @@ class ProjectionPlan:
     form: dense, factored or pivot; ranks: None = the original weights, otherwise one rank for
     the matrix or one for each head; limit: min(m, n), per head if there are several ranks;
     break_even: largest rank at which factors are smaller than dense; reason: why it is not what
-    was asked for, or why it is left alone; bytes include the bias.
+    was asked for, or why it is left alone. Bytes include the bias: before (as the source stores
+    it), dense (all of it at the plan's dtype and bits) and after.
     """
 
     projection: Projection
@@ -31,6 +32,7 @@ class ProjectionPlan:
     quantization: Quantization | None
     reason: str
     bytes_before: int
+    bytes_dense: int
     bytes_after: int
 
     @property
@@ -60,6 +62,7 @@ class ProjectionPlan:
             "quantization": asdict(self.quantization) if self.quantization else None,
             "reason": self.reason,
             "bytes_before": self.bytes_before,
+            "bytes_dense": self.bytes_dense,
             "bytes_after": self.bytes_after,
         }
 

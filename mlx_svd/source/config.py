@@ -6,6 +6,7 @@ an error. Compared: transformers 5.23, mlx-lm 0.32.2; tests/reference holds the 
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from mlx_svd.errors import MlxSvdError
@@ -14,15 +15,15 @@ from mlx_svd.source.config_tables import DEFAULTS, FIXED, REQUIRED
 from mlx_svd.source.rope import mlx_scaling, read_rope, require_full_rotation
 
 
-def normalize_config(config: dict[str, Any], *, context: int | None = None) -> dict[str, Any]:
+def normalize_config(
+    config: dict[str, Any], warn: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
     """A new config: the given one, and all that mlx-lm needs to compute the same logits.
-
-    context: the longest sequence that will ever be run, in tokens, if that is less than the
-    model's `max_position_embeddings`; a sliding window that mlx-lm lacks does no harm below it.
 
     Given values stay. Normalizing twice changes nothing. Raises MlxSvdError that names the key
     and the remedy when a key is missing, when two places contradict each other, or when mlx-lm
-    cannot represent the setting.
+    would compute another model. ``warn`` gets a sentence where mlx-lm's model differs from the
+    original in some lengths of text only (sliding windows, longrope).
     """
     family = config.get("model_type")
     if family not in DEFAULTS:
@@ -38,8 +39,6 @@ def normalize_config(config: dict[str, Any], *, context: int | None = None) -> d
     for key, allowed in FIXED[family].items():
         if key in out and out[key] not in allowed:
             raise _unsupported(family, key, out[key], " or ".join(map(repr, allowed)))
-    limit = out.get("max_position_embeddings", 0)
-    limit = limit if context is None else min(limit, context)
     if family == "gpt2":
         _finish_gpt2(out)
     elif family == "gpt_neo":
@@ -48,11 +47,11 @@ def normalize_config(config: dict[str, Any], *, context: int | None = None) -> d
         _finish_gpt_neox(out)
     else:
         _finish_heads(out)
-        _check_windows(out, limit)
+        _check_windows(out, warn)
         if family == "gemma3_text":
             _finish_gemma3(out)
         else:
-            _finish_rope(out)
+            _finish_rope(out, warn)
     return out
 
 
@@ -106,8 +105,8 @@ def _finish_heads(out: dict[str, Any]) -> None:
                 raise _unsupported(family, key, None, "a number")
 
 
-def _check_windows(out: dict[str, Any], limit: int) -> None:
-    """Refuse sliding windows that mlx-lm's model ignores, unless no sequence gets that long."""
+def _check_windows(out: dict[str, Any], warn: Callable[[str], None]) -> None:
+    """Warn of sliding windows that mlx-lm's model ignores: texts may get longer than the window."""
     family, layers = out["model_type"], out["num_hidden_layers"]
     types = out.get("layer_types")
     if family in ("llama", "mistral") and set(types or ()) - {"full_attention"}:
@@ -128,18 +127,17 @@ def _check_windows(out: dict[str, Any], limit: int) -> None:
     if family in ("qwen2", "qwen3") and not out.get("use_sliding_window", False):
         slides = False
     window = out.get("sliding_window", 4096 if family.startswith("qwen") else None)
-    if slides and window is not None and window < limit:
-        raise MlxSvdError(
+    if slides and window is not None and window < out.get("max_position_embeddings", 0):
+        warn(
             f"sliding_window={window}: mlx-lm's {family} attends to all tokens, so it differs "
-            f"from the model beyond {window} tokens; set max_position_embeddings (now {limit}) "
-            f"to {window} to use the model up to there"
+            f"from the original model in texts longer than {window} tokens"
         )
 
 
-def _finish_rope(out: dict[str, Any]) -> None:
+def _finish_rope(out: dict[str, Any], warn: Callable[[str], None]) -> None:
     family = out["model_type"]
     rope = read_rope(out)
-    scaling = mlx_scaling(rope, out)
+    scaling = mlx_scaling(rope, out, warn)
     if family == "phi3":
         out["partial_rotary_factor"] = rope.get("partial_rotary_factor", 1.0)
     else:

@@ -6,6 +6,7 @@ Behaviour compared: transformers 5.23 `modeling_rope_utils`, mlx-lm 0.32.2 `rope
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from mlx_svd.errors import MlxSvdError
@@ -71,12 +72,16 @@ def read_rope(
     return merged
 
 
-def mlx_scaling(rope: dict[str, Any], config: dict[str, Any]) -> dict[str, Any] | None:
+def mlx_scaling(
+    rope: dict[str, Any],
+    config: dict[str, Any],
+    warn: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any] | None:
     """`rope_scaling` for mlx-lm: complete, and equal in effect to transformers; None if default.
 
     rope: from :func:`read_rope`; config: needs `model_type` and, for the scaled types,
     `max_position_embeddings`. Raises MlxSvdError for a type or setting that mlx-lm's model of
-    this family does not compute as transformers does.
+    this family does not compute as transformers does; ``warn`` gets what differs for some lengths.
     """
     family, kind = config["model_type"], rope["rope_type"]
     if kind not in ROPE_TYPES[family]:
@@ -95,7 +100,7 @@ def mlx_scaling(rope: dict[str, Any], config: dict[str, Any]) -> dict[str, Any] 
     if kind == "yarn":
         _check_yarn(scaling, config["max_position_embeddings"])
     if kind == "longrope":
-        _check_longrope(scaling, config["max_position_embeddings"])
+        _check_longrope(scaling, config["max_position_embeddings"], warn)
     if family == "phi3" or "type" in (config.get("rope_scaling") or {}):
         scaling["type"] = kind
     return scaling
@@ -188,14 +193,13 @@ def _check_yarn(scaling: dict[str, Any], positions: int) -> None:
     scaling["mscale"] = (wanted - 1.0) / (0.1 * math.log(factor))
 
 
-def _check_longrope(scaling: dict[str, Any], positions: int) -> None:
+def _check_longrope(scaling: dict[str, Any], positions: int, warn: Callable[[str], None]) -> None:
     """mlx-lm rotates by `long_factor` at every length, transformers only beyond the original."""
     original = scaling["original_max_position_embeddings"]
     if scaling["short_factor"] != scaling["long_factor"]:
-        raise MlxSvdError(
-            f"rope_type='longrope': mlx-lm uses long_factor for every length, transformers "
-            f"short_factor up to {original} tokens; copy short_factor into long_factor to be "
-            f"exact up to {original} tokens"
+        warn(
+            f"rope_type='longrope': mlx-lm uses long_factor for every length, the original model "
+            f"short_factor up to {original} tokens; their texts differ up to there"
         )
 
     def gain(factor: float) -> float:

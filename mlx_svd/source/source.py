@@ -64,13 +64,15 @@ class TensorStream:
 
 @dataclass(frozen=True)
 class Source:
-    """A model to compress. config: normalized for mlx-lm; headers: as in the files."""
+    """A model to compress. config: normalized for mlx-lm; headers: as in the files; warnings:
+    where mlx-lm's model differs from the original."""
 
     folder: Path
     name: str
     revision: str | None
     config: dict
     headers: dict[str, TensorHeader]
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def _sanitized(self) -> tuple[nn.Module, dict[str, mx.array]]:
@@ -176,8 +178,10 @@ def open_source(model: str, revision: str | None = None) -> Source:
             "never runs; give the original model"
         )
     check_supported(config.get("model_type"))
+    warnings: list[str] = []
     try:
-        config = normalize_config(config)
+        config = normalize_config(config, warnings.append)
     except MlxSvdError as error:
         raise MlxSvdError(f"{path}: {error}") from error
-    return Source(folder.path, folder.name, folder.revision, config, read_headers(folder.path))
+    headers = read_headers(folder.path)
+    return Source(folder.path, folder.name, folder.revision, config, headers, tuple(warnings))

@@ -15,10 +15,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx_lm.utils import _get_classes
 
-from mlx_svd.models import modeling_gpt_neo
-from mlx_svd.source.config import normalize_config
+from mlx_svd.source.source import open_source
 
 if importlib.util.find_spec("torch") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -73,22 +71,10 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def load_mlx(folder: Path) -> nn.Module:
-    """THE way these tests build the MLX model of a Hugging Face folder, in float32."""
-    config = normalize_config(json.loads((folder / "config.json").read_text()))
-    if config["model_type"] == "gpt_neo":
-        model_class, args_class = modeling_gpt_neo.Model, modeling_gpt_neo.ModelArgs
-    else:
-        model_class, args_class = _get_classes(config)
-    model = model_class(args_class.from_dict(config))
-    weights: dict[str, mx.array] = {}
-    for file in sorted(folder.glob("model*.safetensors")):
-        weights |= mx.load(str(file))
-    if config["model_type"] == "gpt2":
-        # mlx-lm transposes Conv1D weights only under the bare names of the original upload.
-        weights = {name.removeprefix("transformer."): w for name, w in weights.items()}
-    if hasattr(model, "sanitize"):
-        weights = model.sanitize(weights)
-    model.load_weights([(name, w.astype(mx.float32)) for name, w in weights.items()])
+    """The MLX model of a Hugging Face folder as mlx-svd reads it, in float32."""
+    source = open_source(str(folder))
+    stream, model = source.stream(), source.skeleton
+    model.load_weights([(name, stream.take(name).astype(mx.float32)) for name in source.tensors])
     model.eval()
     return model
 

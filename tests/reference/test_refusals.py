@@ -4,31 +4,15 @@ import pytest
 
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.source.config_tables import DEFAULTS
+from mlx_svd.source.source import open_source
 
 pytestmark = pytest.mark.reference
 
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
 
-def _no_windows(config):
-    config.update(sliding_window=None, use_sliding_window=False, layer_types=None)
-
-
 # family, what to build, what mlx-lm would see, having ignored the setting
 REFUSED = {
-    "mistral's window": ("mistral", {"sliding_window": 16}, _no_windows),
-    "phi3's window": ("phi3", {"sliding_window": 16}, _no_windows),
-    "gemma2's window": ("gemma2", {"sliding_window": 16}, _no_windows),
-    "qwen2's window": (
-        "qwen2",
-        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
-        _no_windows,
-    ),
-    "qwen3's window": (
-        "qwen3",
-        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
-        _no_windows,
-    ),
     "gemma3's final soft cap": (
         "gemma3_text",
         {"final_logit_softcapping": 30.0},
@@ -78,11 +62,25 @@ def test_refused_setting_would_have_changed_the_logits(
     assert difference(model, folder, tokens) > 1e-3
 
 
-def test_window_remedy_is_exact_up_to_the_window(tiny, tokens, difference, edit_config):
-    model, folder = tiny("mistral", sliding_window=16)
-    edit_config(folder, lambda config: config.update(max_position_embeddings=16))
+# Settings that mlx-lm's model ignores in texts longer than the window.
+_LATE = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+WINDOWS = {
+    "mistral": {"sliding_window": 16},
+    "phi3": {"sliding_window": 16},
+    "gemma2": {"sliding_window": 16},
+    "qwen2": _LATE,
+    "qwen3": _LATE,
+}
+
+
+@pytest.mark.parametrize(("family", "overrides"), WINDOWS.items(), ids=WINDOWS)
+def test_ignored_window_is_exact_up_to_the_window_and_wrong_beyond(
+    family, overrides, tiny, tokens, difference
+):
+    model, folder = tiny(family, **overrides)
     assert difference(model, folder, tokens[:16]) < 1e-4
     assert difference(model, folder, tokens) > 1e-3
+    assert any("sliding_window=16" in text for text in open_source(str(folder)).warnings)
 
 
 @pytest.mark.parametrize("family", DEFAULTS)

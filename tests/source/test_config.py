@@ -1,6 +1,7 @@
 """normalize_config: what it adds, what it keeps, and what it refuses, by family."""
 
 import copy
+import re
 
 import pytest
 from config_examples import V5, made
@@ -105,19 +106,6 @@ REFUSED = {
         {"layer_types": ["sliding_attention", "full_attention"] * 2},
         "layer_types.*remove",
     ),
-    "mistral's window": (
-        "mistral",
-        {"sliding_window": 32},
-        "sliding_window=32.*max_position_embeddings .now 128. to 32",
-    ),
-    "phi3's window": ("phi3", {"sliding_window": 32}, "sliding_window=32"),
-    "gemma2's window": ("gemma2", {"sliding_window": 32}, "sliding_window=32"),
-    "qwen2's window": ("qwen2", {**SLIDING, "max_window_layers": 2}, "sliding_window=16"),
-    "qwen3's layers with a window": (
-        "qwen3",
-        {**SLIDING, "layer_types": ["full_attention"] * 3 + ["sliding_attention"]},
-        "sliding_window=16",
-    ),
     "qwen3's biases": ("qwen3", {"attention_bias": True}, "attention_bias=True"),
     "qwen2's own head size": ("qwen2", {"head_dim": 32}, "head_dim=32"),
     "gpt2's layer scaling": (
@@ -144,12 +132,40 @@ def test_what_mlx_lm_would_compute_differently_is_refused(family, changes, messa
     assert "\n" not in str(error.value)
 
 
-def test_a_stated_context_within_the_window_lifts_the_refusal():
-    config = made("mistral", sliding_window=32)
-    assert normalize_config(config, context=32)["sliding_window"] == 32
-    with pytest.raises(MlxSvdError, match="sliding_window=32"):
-        normalize_config(config, context=33)
+# Right up to some length of text, and used that way by everyone who runs these models in mlx-lm.
+WARNED = {
+    "mistral's window": (
+        "mistral",
+        {"sliding_window": 32},
+        "sliding_window=32.*texts longer than 32 tokens",
+    ),
+    "phi3's window": ("phi3", {"sliding_window": 32}, "sliding_window=32"),
+    "gemma2's window": ("gemma2", {"sliding_window": 32}, "sliding_window=32"),
+    "qwen2's window": ("qwen2", {**SLIDING, "max_window_layers": 2}, "sliding_window=16"),
+    "qwen3's layers with a window": (
+        "qwen3",
+        {**SLIDING, "layer_types": ["full_attention"] * 3 + ["sliding_attention"]},
+        "sliding_window=16",
+    ),
+}
 
 
-def test_exact_gelu_is_accepted_for_gpt_neox_as_every_real_one_has_it():
-    assert normalize_config(made("gpt_neox", hidden_act="gelu"))["hidden_act"] == "gelu"
+@pytest.mark.parametrize(("family", "changes", "message"), WARNED.values(), ids=WARNED)
+def test_what_differs_in_long_texts_only_is_accepted_with_a_warning(family, changes, message):
+    warnings = []
+    config = normalize_config(made(family, **changes), warnings.append)
+    assert config["sliding_window"] == changes["sliding_window"]
+    assert len(warnings) == 1
+    assert re.search(message, warnings[0])
+
+
+def test_window_as_long_as_the_model_warns_of_nothing():
+    warnings = []
+    normalize_config(made("mistral", sliding_window=128), warnings.append)
+    assert warnings == []
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_exact_gelu_is_accepted_because_the_tanh_form_differs_by_less_than_1e_3(family):
+    key = "activation_function" if family == "gpt2" else "hidden_act"
+    assert normalize_config(made(family, **{key: "gelu"}))[key] == "gelu"

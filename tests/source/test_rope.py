@@ -186,11 +186,6 @@ REFUSED = {
         "rope_type='linear'.*phi3",
     ),
     "no factor": ("llama", {"rope_parameters": {"rope_type": "linear"}}, "needs factor"),
-    "longrope": (
-        "phi3",
-        {"rope_parameters": {"rope_type": "longrope", **LONG, "long_factor": [2.0] * 8}},
-        "copy short_factor into long_factor to be exact up to 4096",
-    ),
     "longrope's factor": (
         "llama",
         {
@@ -243,3 +238,11 @@ def test_settings_mlx_lm_would_read_differently_are_refused(family, changes, mes
     with pytest.raises(MlxSvdError, match=message) as error:
         normalize_config(made(family, **changes))
     assert "\n" not in str(error.value)
+
+
+def test_longrope_with_two_factors_is_accepted_with_a_warning():
+    rope = {"rope_type": "longrope", **LONG, "long_factor": [2.0] * 8}
+    warnings = []
+    config = normalize_config(made("phi3", rope_parameters=rope), warnings.append)
+    assert config["rope_scaling"]["long_factor"] == [2.0] * 8
+    assert "short_factor up to 4096 tokens" in warnings[0]
