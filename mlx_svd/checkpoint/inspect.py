@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mlx_svd.checkpoint.layout import rank_text
 from mlx_svd.checkpoint.loader import checkpoint_section, tensor_bytes
+from mlx_svd.errors import MlxSvdError
 from mlx_svd.source.resolve import CHECKPOINT_PATTERNS, resolve_model
 
 
@@ -65,6 +66,9 @@ def inspect(checkpoint: str | Path) -> Inspection:
 
 def _projection(path: str, entry: dict, sizes: dict[str, int]) -> InspectedProjection:
     own = [size for name, size in sizes.items() if name.startswith(f"{path}.")]
+    module = path.rpartition(".")[0]
+    if not own and f"{module}.weight" not in sizes:
+        raise MlxSvdError(f"{path}: its tensors are missing; copy or download the checkpoint again")
     # A part of a module that stayed fused has no tensors of its own: its share is the recorded one.
     nbytes = sum(own) if own else entry["bytes"]
     return InspectedProjection(

@@ -10,13 +10,17 @@ from mlx.utils import tree_map
 
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.models import modeling_mlx_svd
-from mlx_svd.source.config import normalize_config
-from mlx_svd.source.families import check_supported, parameter_names
+from mlx_svd.source.families import parameter_names
 from mlx_svd.source.headers import read_headers
 from mlx_svd.source.resolve import CHECKPOINT_PATTERNS, resolve_model
-from mlx_svd.source.source import read_config
+from mlx_svd.source.source import BAD_VALUE, brief, normalized, read_config
 
 NEWEST_FORMAT = 1
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
+_REMEDY = "copy or download the checkpoint again"
+_SECTION_KEYS = {"version", "base_model", "revision", "plan_digest", "projections", "fused"}
+_ENTRY_KEYS = {"form", "shape", "bias", "fused", "ranks", "rank_limit", "bytes"}
+_ENTRY_KEYS |= {"energy", "relative_error"}
 
 
 def load(
@@ -34,31 +38,55 @@ def load(
     dtype: cast floating-point parameters (float32 is much faster on a CPU). Raises MlxSvdError
     that names the file or tensor.
     """
-    from mlx_lm.utils import load_model, load_tokenizer
-
     folder = resolve_model(str(path_or_hf_repo), revision, CHECKPOINT_PATTERNS).path
+    model, config = load_model(folder, dtype=dtype, lazy=lazy)
+    return model, _load_tokenizer(folder, config, tokenizer_config or {})
+
+
+def load_model(
+    folder: Path, *, dtype: str | None = None, lazy: bool = False
+) -> tuple[nn.Module, dict]:
+    """(model, config) of a local folder; as :func:`load` without the tokenizer."""
+    from mlx_lm.utils import load_model as mlx_lm_load_model
+
     overrides, module = model_definition(folder)
     read_headers(folder)  # names a truncated file, where mlx-lm would say less
     try:
-        model, config = load_model(
+        model, config = mlx_lm_load_model(
             folder,
             lazy=lazy or dtype is not None,
             model_config=overrides,
             get_model_classes=lambda config: (_model_class(module, config), module.ModelArgs),
         )
-    except (ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
+    except BAD_VALUE as error:
         raise MlxSvdError(
-            f"{folder}: weights and config.json do not fit together: {reason[:300]}"
+            f"{folder}: weights and config.json do not fit together: {brief(error)}; {_REMEDY}"
         ) from error
     if dtype:
         _cast(model, getattr(mx, dtype))
     if not lazy:
         mx.eval(model.parameters())
-    tokenizer = load_tokenizer(
-        folder, tokenizer_config, eos_token_ids=config.get("eos_token_id", None)
-    )
-    return model, tokenizer
+    return model, config
+
+
+def _load_tokenizer(folder: Path, config: dict, options: dict[str, Any]) -> Any:
+    from mlx_lm.utils import load_tokenizer
+
+    remedy = "copy the tokenizer files of the original model into this folder"
+    # Without them transformers makes an empty tokenizer and says nothing.
+    if not any(path for pattern in _VOCABULARIES for path in folder.glob(pattern)):
+        raise MlxSvdError(f"{folder}: holds no tokenizer; {remedy}")
+    try:
+        return load_tokenizer(
+            folder,
+            {"trust_remote_code": False, **options},
+            eos_token_ids=config.get("eos_token_id"),
+        )
+    # The tokenizers library, written in Rust, raises plain Exception for a damaged file.
+    except Exception as error:
+        raise MlxSvdError(
+            f"{folder}: the tokenizer cannot be loaded: {brief(error)}; {remedy}"
+        ) from error
 
 
 def model_definition(folder: Path) -> tuple[dict[str, Any], ModuleType]:
@@ -66,21 +94,15 @@ def model_definition(folder: Path) -> tuple[dict[str, Any], ModuleType]:
     Model and ModelArgs. Raises MlxSvdError for a checkpoint that this version cannot read."""
     path = folder / "config.json"
     config = read_config(folder)
-    check_supported(config.get("model_type"))
     section = config.get("mlx_svd")
     if section is None and config.get("model_file"):
         raise MlxSvdError(
             f"{path}: needs its own code (model_file {config['model_file']!r}), which mlx-svd "
             "never runs; load it with mlx-lm if you trust it"
         )
-    if section is not None and section.get("format", 0) > NEWEST_FORMAT:
-        raise MlxSvdError(
-            f"{path}: made by a newer mlx-svd ({section.get('version')}); upgrade mlx-svd"
-        )
-    try:
-        overrides = normalize_config(config) | {"model_file": None}
-    except MlxSvdError as error:
-        raise MlxSvdError(f"{path}: {error}") from error
+    if section is not None:
+        _check_section(path, section)
+    overrides = normalized(path, config) | {"model_file": None}
     replaced = section and (
         section["fused"] or any(p["form"] != "dense" for p in section["projections"].values())
     )
@@ -113,12 +135,30 @@ def _cast(model: nn.Module, dtype: mx.Dtype) -> None:
 
 def checkpoint_section(folder: Path) -> dict:
     """The ``mlx_svd`` section of a checkpoint's config; MlxSvdError if it has none."""
-    config = read_config(folder)
+    config, path = read_config(folder), folder / "config.json"
     if "mlx_svd" not in config:
-        raise MlxSvdError(
-            f"{folder / 'config.json'}: has no mlx_svd section; not a checkpoint made by mlx-svd"
-        )
+        raise MlxSvdError(f"{path}: has no mlx_svd section; give a checkpoint made by mlx-svd")
+    _check_section(path, config["mlx_svd"])
     return config["mlx_svd"]
+
+
+def _check_section(path: Path, section: Any) -> None:
+    """Raise MlxSvdError for a newer format, or if keys are missing that this one promises."""
+    try:
+        if section["format"] > NEWEST_FORMAT:
+            raise MlxSvdError(
+                f"{path}: made by a newer mlx-svd ({section.get('version')}); upgrade mlx-svd"
+            )
+        entries = section["projections"].values()
+        missing = _SECTION_KEYS - section.keys() or {
+            key for entry in entries for key in _ENTRY_KEYS - entry.keys()
+        }
+    except BAD_VALUE as error:
+        raise MlxSvdError(
+            f"{path}: its mlx_svd section is damaged ({brief(error)}); {_REMEDY}"
+        ) from error
+    if missing:
+        raise MlxSvdError(f"{path}: its mlx_svd section lacks {min(missing)}; {_REMEDY}")
 
 
 def tensor_bytes(folder: Path) -> dict[str, int]:

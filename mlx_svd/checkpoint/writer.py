@@ -6,6 +6,7 @@ of the model) after its bytes are on disk. A killed run continues after the last
 Only when every file is there is the folder renamed to ``NAME``.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -17,8 +18,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlx_svd.checkpoint.layout import TensorSpec
+from mlx_svd.checkpoint.layout import TensorSpec, total_bytes
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.source.headers import INDEX_FILE
 
 MAX_SHARD_BYTES = 5 << 30
 JOURNAL = "journal.jsonl"
@@ -28,6 +30,13 @@ _SAFETENSORS_DTYPES = {
     mx.bfloat16: "BF16",
     mx.uint32: "U32",
     mx.uint8: "U8",
+}
+# Network file systems that cannot lock a folder: two runs at once are then not noticed.
+_NO_LOCKS = (errno.EBADF, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
+_FULL = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is too large for this disk",
 }
 
 
@@ -47,38 +56,43 @@ class CheckpointWriter:
         digest: str,
         max_shard_bytes: int = MAX_SHARD_BYTES,
     ):
-        self.target, self.digest = target, digest
+        self.target = target
         self.folder = target.with_name(target.name + ".incomplete")
-        if target.exists():
-            raise MlxSvdError(f"{target}: exists already; delete it or give another --mlx-path")
+        self._refuse_existing()
         self.units = dict(units)
         self.shards = _assign_shards(units, max_shard_bytes)
         self.shard_of = {n: i for i, names in enumerate(self.shards) for n in names}
         self.headers = [self._header(names) for names in self.shards]
+        self.offset_of = self._offsets()
+        self._run = {"digest": digest, "layout": zlib.crc32(b"".join(self.headers))}
         self.done: dict[str, dict] = {}
-        self._stream = None
-        with _disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._journal = self._open_journal()
-            self._resume()
-            self._check_space()
+        self._stream = self._journal = self._lock = None
+        try:
+            with _disk_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock_folder()
+                self._resume()
+                self._check_space()
+        except BaseException:
+            self.close()
+            raise
 
     # -- writing --------------------------------------------------------------------------
 
     def write(self, unit: str, tensors: list[mx.array], record: dict) -> None:
         """Append one unit's tensors, in the order of its specs, and record it as finished."""
-        shard = self.shard_of[unit]
+        expected = list(self.units)[len(self.done)]
+        if unit != expected:
+            raise AssertionError(f"units out of order: {unit} instead of {expected}")
         with _disk_errors(self.folder):
-            stream = self._shard_stream(shard)
+            stream = self._shard_stream(self.shard_of[unit])
             checksum = 0
             for spec, tensor in zip(self.units[unit], tensors, strict=True):
                 data = _raw_bytes(spec, tensor)
                 checksum = zlib.crc32(data, checksum)
-                stream.write(data)
-            stream.flush()
+                _write_all(stream, data)
             os.fsync(stream.fileno())
-            end = stream.tell()
-            self._log({"unit": unit, "shard": shard, "end": end, "crc": checksum, "record": record})
+            self._log({"unit": unit, "crc": checksum, "record": record})
         self.done[unit] = record
 
     def finish(self, files: dict[str, bytes]) -> None:
@@ -87,22 +101,37 @@ class CheckpointWriter:
         if missing:
             raise AssertionError(f"{len(missing)} units were not written, the first: {missing[0]}")
         with _disk_errors(self.folder):
-            if self._stream:
-                self._stream.close()
             index = json.dumps(self._index(), indent=4).encode()
-            for name, data in {**files, "model.safetensors.index.json": index}.items():
+            for name, data in {**files, INDEX_FILE: index}.items():
                 _write_file(self.folder / name, data)
+            self._refuse_existing()
+            _sync_folder(self.folder)
+            # Killed from here on, the next run finds the index without a journal and starts anew.
             (self.folder / JOURNAL).unlink()
             _sync_folder(self.folder)
             os.rename(self.folder, self.target)
             _sync_folder(self.target.parent)
-            self._journal.close()
 
     def close(self) -> None:
-        """Release the files of an unfinished run; what is recorded stays for the next one."""
+        """Release the files of an unfinished run; what is recorded stays for the next one. A
+        folder in which nothing is recorded is removed."""
         for stream in (self._stream, self._journal):
-            if stream and not stream.closed:
+            if stream:
                 stream.close()
+        if self._lock is not None:
+            if self._journal and not self.done:
+                self._empty_folder()
+            if not self.done:
+                with contextlib.suppress(OSError):  # not empty: it holds another run
+                    self.folder.rmdir()
+            os.close(self._lock)
+        self._stream = self._journal = self._lock = None
+
+    def _refuse_existing(self) -> None:
+        if os.path.lexists(self.target):
+            raise MlxSvdError(
+                f"{self.target}: exists already; delete it or give another --mlx-path"
+            )
 
     # -- layout ---------------------------------------------------------------------------
 
@@ -134,76 +163,118 @@ class CheckpointWriter:
             "weight_map": {s.name: self.shard_name(i) for s, i in sorted(specs, key=_by_name)},
         }
 
+    def _offsets(self) -> dict[str, int]:
+        """Unit -> where its data begins in its shard's file."""
+        offsets = {}
+        for header, names in zip(self.headers, self.shards, strict=True):
+            end = len(header)
+            for name in names:
+                offsets[name] = end
+                end += total_bytes(self.units[name])
+        return offsets
+
     # -- resuming -------------------------------------------------------------------------
 
-    def _open_journal(self):
-        journal = open(self.folder / JOURNAL, "a+b")  # noqa: SIM115 - lives as long as the writer
+    def _lock_folder(self) -> None:
+        """Lock the folder itself: the lock follows it to its final name."""
+        descriptor = os.open(self.folder, os.O_RDONLY)
         try:
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise MlxSvdError(f"{self.folder}: another mlx-svd is writing this folder") from error
-        return journal
+            os.close(descriptor)
+            raise MlxSvdError(
+                f"{self.folder}: another mlx-svd is writing this folder; wait for it, or give "
+                "another --mlx-path"
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(descriptor)
+                raise
+        self._lock = descriptor
+        self._refuse_existing()  # the other run may have finished just before the lock
 
     def _log(self, entry: dict) -> None:
-        self._journal.write(json.dumps(entry).encode() + b"\n")
-        self._journal.flush()
+        _write_all(self._journal, json.dumps(entry).encode() + b"\n")
         os.fsync(self._journal.fileno())
 
     def _resume(self) -> None:
         """Take over the finished units of a killed run, after checking their bytes."""
-        self._journal.seek(0)
-        lines = self._journal.read().split(b"\n")
-        entries = [json.loads(line) for line in lines[:-1]]
-        if entries and entries[0] != {"digest": self.digest}:
+        path = self.folder / JOURNAL
+        entries = _journal_entries(path.read_bytes() if path.is_file() else b"")
+        if entries and entries[0][0] != self._run:
             raise MlxSvdError(
                 f"{self.folder}: holds an unfinished run with other settings or another source; "
                 "delete it, or repeat the command that began it"
             )
-        kept = self._verified(entries[1:])
-        self.done = {entry["unit"]: entry["record"] for entry in kept}
-        text = [json.dumps(entry).encode() + b"\n" for entry in [{"digest": self.digest}, *kept]]
-        self._journal.truncate(0)
-        self._journal.write(b"".join(text))
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        if not entries:
+            self._refuse_foreign()
+            self._empty_folder()
+        self._journal = open(path, "ab", buffering=0)  # noqa: SIM115 - as long as the writer
+        if not entries:
+            self._log(self._run)
+            _sync_folder(self.folder)
+            return
+        end = entries[0][1]
+        for name, (entry, entry_end) in zip(self.units, entries[1:], strict=False):
+            if entry.get("unit") != name or entry.get("crc") != self._checksum(name):
+                break
+            self.done[name], end = entry["record"], entry_end
+        os.truncate(path, end)
+        self._cut_shards()
 
-    def _verified(self, entries: list[dict]) -> list[dict]:
-        """The entries up to the first whose bytes are not on disk as recorded."""
-        kept = []
-        for expected, entry in zip(self.units, entries, strict=False):
-            shard = self.folder / self.shard_name(entry["shard"])
-            size = sum(spec.nbytes for spec in self.units[expected])
-            if entry["unit"] != expected or not shard.is_file():
-                break
-            with open(shard, "rb") as stream:
-                stream.seek(entry["end"] - size)
-                checksum, left = 0, size
-                while left and (chunk := stream.read(min(left, 1 << 24))):
-                    checksum, left = zlib.crc32(chunk, checksum), left - len(chunk)
-            if left or checksum != entry["crc"]:
-                break
-            kept.append(entry)
-        return kept
+    def _refuse_foreign(self) -> None:
+        """Without a journal only a run that was killed at its very end leaves anything."""
+        others = [path for path in self.folder.iterdir() if path.name != JOURNAL]
+        ours = (self.folder / INDEX_FILE).is_file() and all(path.is_file() for path in others)
+        if others and not ours:
+            raise MlxSvdError(
+                f"{self.folder}: is in the way, and not an unfinished run that can be continued; "
+                "delete it or give another --mlx-path"
+            )
+
+    def _empty_folder(self) -> None:
+        for path in self.folder.iterdir():
+            path.unlink()
+
+    def _checksum(self, unit: str) -> int | None:
+        """CRC of a unit's bytes on disk; None if they or the header before them are missing."""
+        shard, offset = self.shard_of[unit], self.offset_of[unit]
+        path, header = self.folder / self.shard_name(shard), self.headers[shard]
+        left, checksum = total_bytes(self.units[unit]), 0
+        if not path.is_file():
+            return None
+        with open(path, "rb") as stream:
+            if offset == len(header) and stream.read(offset) != header:
+                return None
+            stream.seek(offset)
+            while left and (chunk := stream.read(min(left, 1 << 24))):
+                checksum, left = zlib.crc32(chunk, checksum), left - len(chunk)
+        return None if left else checksum
+
+    def _cut_shards(self) -> None:
+        """Remove what is on disk after the last recorded unit."""
+        for shard, names in enumerate(self.shards):
+            path = self.folder / self.shard_name(shard)
+            done = [name for name in names if name in self.done]
+            if done:
+                os.truncate(path, self.offset_of[done[-1]] + total_bytes(self.units[done[-1]]))
+            else:
+                path.unlink(missing_ok=True)
 
     def _shard_stream(self, shard: int):
-        """The open file of the shard, cut to what is recorded of it."""
+        """The shard's file, open for appending, its header written."""
         path = self.folder / self.shard_name(shard)
-        if self._stream is None or Path(self._stream.name) != path:
+        if self._stream is None or self._stream.name != str(path):
             if self._stream:
                 self._stream.close()
-            header = self.headers[shard]
-            units = [n for n in self.shards[shard] if n in self.done]
-            kept = sum(spec.nbytes for n in units for spec in self.units[n])
-            self._stream = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
-            self._stream.truncate(len(header) + kept if kept else 0)
-            self._stream.write(header)
-            self._stream.seek(0, os.SEEK_END)
+            # Unbuffered: nothing is left to be written when a full disk has stopped the run.
+            self._stream = open(path, "ab", buffering=0)  # noqa: SIM115
+            if not path.stat().st_size:
+                _write_all(self._stream, self.headers[shard])
         return self._stream
 
     def _check_space(self) -> None:
-        needed = sum(
-            s.nbytes for n, specs in self.units.items() if n not in self.done for s in specs
-        )
+        needed = sum(total_bytes(specs) for n, specs in self.units.items() if n not in self.done)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise MlxSvdError(
@@ -222,12 +293,29 @@ class _disk_errors:
         return self
 
     def __exit__(self, kind, error, trace):
-        if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            reason = "no space left on the disk" if full else f"cannot write: {error.strerror}"
-            raise MlxSvdError(
-                f"{self.folder}: {reason}; the same command continues where it stopped"
-            ) from error
+        if not isinstance(error, OSError):
+            return
+        reason = _FULL.get(error.errno, f"cannot be written: {error.strerror or error}")
+        remedy = "make room" if error.errno in _FULL else "make it writable"
+        raise MlxSvdError(
+            f"{self.folder}: {reason}; {remedy} and repeat the command, which continues where it "
+            "stopped, or give another --mlx-path"
+        ) from error
+
+
+def _journal_entries(data: bytes) -> list[tuple[dict, int]]:
+    """The entries, each with the offset of its end, up to the first torn or damaged line."""
+    entries, end = [], 0
+    for line in data.split(b"\n")[:-1]:
+        end += len(line) + 1
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(entry, dict):
+            break
+        entries.append((entry, end))
+    return entries
 
 
 def _assign_shards(
@@ -237,7 +325,7 @@ def _assign_shards(
     shards: list[list[str]] = [[]]
     filled = 0
     for name, tensors in units:
-        size = sum(spec.nbytes for spec in tensors)
+        size = total_bytes(tensors)
         if shards[-1] and filled + size > max_shard_bytes:
             shards.append([])
             filled = 0
@@ -260,6 +348,13 @@ def _raw_bytes(spec: TensorSpec, tensor: mx.array) -> memoryview:
 
 def _by_name(item: tuple[TensorSpec, int]) -> str:
     return item[0].name
+
+
+def _write_all(stream, data: bytes | memoryview) -> None:
+    """Unbuffered files may take less than all at once."""
+    data = memoryview(data)
+    while data:
+        data = data[stream.write(data) :]
 
 
 def _write_file(path: Path, data: bytes) -> None:

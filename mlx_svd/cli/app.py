@@ -18,6 +18,8 @@ from mlx_svd.cli.inspect import inspect
 from mlx_svd.cli.plan import plan
 from mlx_svd.errors import MlxSvdError
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="mlx-svd",
     help="Low-rank compression of language models: Hugging Face weights in, mlx-lm checkpoint out.",
@@ -52,5 +54,13 @@ def main() -> None:
     except MlxSvdError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as done:
+        if done.code == _INTERRUPTED:  # Typer's own handling of Ctrl-C prints nothing
+            print(
+                "interrupted; a compression continues where it stopped when the same command is "
+                "repeated",
+                file=sys.stderr,
+            )
+        raise

@@ -5,6 +5,7 @@ from math import prod
 
 import numpy as np
 
+from mlx_svd.checkpoint.layout import Quantization
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.plan.forms import FormChoice, Storage, choose_form
 from mlx_svd.plan.notes import plan_notes
@@ -32,13 +33,6 @@ def make_plan(
 class _Planner:
     def __init__(self, source: Source, recipe: Recipe):
         self.source, self.recipe = source, recipe
-        group = recipe.quantize.group_size if recipe.quantize else 1
-        self.multiple = recipe.rank_multiple or group
-        if self.multiple % group:
-            raise MlxSvdError(
-                f"--rank-multiple {self.multiple}: must be a multiple of the group size {group}, "
-                "or the second factor cannot be quantized"
-            )
         self.n_layers = 1 + max(linear.projections[0].layer for linear in source.linears)
         self.universe = [
             p for m in source.linears for p in m.projections if p.name in recipe.projections
@@ -65,7 +59,7 @@ class _Planner:
             model_type=source.config["model_type"],
             compressible=recipe.projections,
             quantize=recipe.quantize,
-            rank_multiple=self.multiple,
+            rank_multiple=recipe.rank_multiple,
             dtype=recipe.dtype,
             projections=tuple(plans.values()),
             units=units,
@@ -123,7 +117,7 @@ class _Planner:
             form=choice.form,
             ranks=choice.ranks,
             limit=min(p.shape[0] // heads, p.shape[1]),
-            break_even=storage.break_even_rank(heads, self.multiple),
+            break_even=storage.break_even_rank(heads, self._multiple(rule, quantize)),
             quantization=quantize,
             reason=choice.reason,
             bytes_before=before,
@@ -133,11 +127,8 @@ class _Planner:
 
     def _choose(self, p: Projection, rule: Rule | None, heads: int, storage: Storage) -> FormChoice:
         limit = min(p.shape[0] // heads, p.shape[1])
-        # A rank that is no multiple of the group size would leave the second factor unquantized.
-        multiple = self.multiple if storage.quantize else (self.recipe.rank_multiple or 1)
         form = (rule and rule.form) or self.recipe.form
-        if form == "dense":
-            multiple = 1
+        multiple = 1 if form == "dense" else self._multiple(rule, storage.quantize)
         asked, up = self._asked_ranks(p, rule, heads, limit)
         rounded = [round_rank(rank, multiple, limit, up) for rank in asked]
         if None in rounded:
@@ -152,6 +143,19 @@ class _Planner:
                 choice.form, choice.ranks, "; ".join(filter(None, [note, choice.reason]))
             )
         return choice
+
+    def _multiple(self, rule: Rule | None, quantize: Quantization | None) -> int:
+        """Ranks are rounded to this, so that second factors can be cut into groups."""
+        group = quantize.group_size if quantize else 1
+        if rule and rule.ranks:
+            return group
+        multiple = self.recipe.rank_multiple or group
+        if multiple % group:
+            raise MlxSvdError(
+                f"--rank-multiple {multiple}: must be a multiple of the group size {group}, "
+                "or the second factor could not be quantized"
+            )
+        return multiple
 
     def _asked_ranks(
         self, p: Projection, rule: Rule | None, heads: int, limit: int

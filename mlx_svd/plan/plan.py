@@ -92,7 +92,7 @@ class Plan:
     model_type: str
     compressible: tuple[str, ...]
     quantize: Quantization | None
-    rank_multiple: int
+    rank_multiple: int | None
     dtype: str | None
     projections: tuple[ProjectionPlan, ...]
     units: tuple[Unit, ...]

@@ -44,7 +44,8 @@ class Rule:
             (not self.match or any(_glob(g).fullmatch(f"{projection.path}.") for g in self.match))
             and (
                 not self.layers
-                or projection.layer in [i % n_layers for i in self.layers if i < n_layers]
+                or projection.layer in self.layers
+                or projection.layer - n_layers in self.layers
             )
             and (not self.projections or projection.name in self.projections)
             and min(projection.shape) >= self.min_dim

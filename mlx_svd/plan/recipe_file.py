@@ -126,6 +126,8 @@ def _plan_fields(plan: dict) -> dict[str, Any]:
     rules = []
     try:
         for entry in plan["projections"]:
+            if entry["projection"] not in plan["compressible"]:
+                continue
             ranks, q = entry["ranks"], entry["quantization"]
             rules.append(
                 Rule(

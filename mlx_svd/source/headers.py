@@ -14,6 +14,8 @@ DTYPE_BYTES = {
     **{"U64": 8, "U32": 4, "U16": 2, "U8": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "BOOL": 1},
 }
 INDEX_FILE = "model.safetensors.index.json"
+# What reading JSON that is not as expected can raise.
+_MALFORMED = (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -59,22 +61,30 @@ def _no_weights(folder: Path) -> str:
 
 
 def _read_file(file: Path) -> list[TensorHeader]:
-    """Header of one file; the sizes it declares must add up to the size of the file."""
+    """Header of one file; its tensors must fill the file without gaps or overlaps."""
     damaged = f"{file}: truncated or corrupt safetensors file"
     remedy = "; download or copy it again"
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if 8 + length > size:
-            raise MlxSvdError(f"{damaged} ({size} bytes, too short for its header){remedy}")
-        try:
-            entries = json.loads(stream.read(length))
-            entries.pop("__metadata__", None)
-            found = [_entry(file, name, entry) for name, entry in entries.items()]
-            end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
-            raise MlxSvdError(f"{damaged} (unreadable header){remedy}") from error
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            start = stream.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+            if 8 + length > size:
+                raise MlxSvdError(f"{damaged} ({size} bytes, too short for its header){remedy}")
+            text = stream.read(length)
+    except OSError as error:
+        raise MlxSvdError(f"{file}: cannot be read ({error.strerror}){remedy}") from error
+    try:
+        entries = json.loads(text.decode())
+        entries.pop("__metadata__", None)
+        found = [_entry(file, name, entry) for name, entry in entries.items()]
+        end = 0
+        for begin, next_end in sorted(entry["data_offsets"] for entry in entries.values()):
+            if begin != end:
+                raise ValueError("tensors overlap or leave a gap")
+            end = next_end
+    except _MALFORMED as error:
+        raise MlxSvdError(f"{damaged} (unreadable header){remedy}") from error
     if 8 + length + end != size:
         raise MlxSvdError(f"{damaged} ({size} bytes, its header needs {8 + length + end}){remedy}")
     return found
@@ -88,6 +98,8 @@ def _entry(file: Path, name: str, entry: dict) -> TensorHeader:
             "bfloat16, float16 or float32"
         )
     begin, end = entry["data_offsets"]
+    if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
+        raise ValueError(name)
     if end - begin != prod(shape) * DTYPE_BYTES[dtype]:
         raise ValueError(name)
     return TensorHeader(name, dtype, shape, end - begin, file)
@@ -98,8 +110,10 @@ def _check_index(index: Path, headers: dict[str, TensorHeader]) -> None:
     if not index.is_file():
         return
     try:
-        weight_map = json.loads(index.read_text())["weight_map"].items()
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        weight_map = json.loads(index.read_bytes())["weight_map"].items()
+        if not all(isinstance(file, str) for _, file in weight_map):
+            raise TypeError("weight_map names no files")
+    except (*_MALFORMED, OSError) as error:
         raise MlxSvdError(f"{index}: not a valid index; download it again") from error
     for name, file in weight_map:
         if not (index.parent / file).is_file():

@@ -45,13 +45,19 @@ def resolve_model(
     ``hf auth login``, HF_HUB_OFFLINE); nothing is changed in them. Raises MlxSvdError with the
     remedy when there is no such folder or model, no access, or no network.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(model).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # no permission, name too long, no such ~user
+        raise MlxSvdError(f"{model}: cannot be read: {error}; give a model folder") from error
+    if not model:
+        raise MlxSvdError("--model: is empty; give a hub id or a model folder")
+    if is_folder:
         if revision:
             raise MlxSvdError(f"{model}: a local folder has no revision; leave out --revision")
         path = path.resolve()
         return ModelFolder(path, path.name)
-    if path.exists():
+    if exists:
         raise MlxSvdError(f"{model}: is a file; give the folder that holds config.json")
     if not _HUB_ID.fullmatch(model):
         raise MlxSvdError(f"{model}: no such folder")
@@ -80,12 +86,16 @@ def _download(model: str, revision: str | None, patterns: list[str]) -> Path:
     except errors.HFValidationError as error:
         raise MlxSvdError(f"{asked}: no such folder, and not a valid hub id") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        # An IncompleteSnapshotError, which older versions of huggingface_hub do not have.
+        partial = hasattr(error, "snapshot_path")
         raise MlxSvdError(
             f"{asked}: no such folder, and the Hugging Face hub cannot be reached (offline, or "
-            "HF_HUB_OFFLINE is set) with no copy in the cache; connect, or give a local folder"
+            f"HF_HUB_OFFLINE is set) with {'an incomplete' if partial else 'no'} copy in the "
+            "cache; connect, or give a local folder"
         ) from error
-    except (errors.HTTPError, errors.IncompleteSnapshotError, OSError) as error:
+    except (errors.HTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MlxSvdError(
-            f"{asked}: download from the Hugging Face hub failed: {reason}"
+            f"{asked}: download from the Hugging Face hub failed: {reason}; try again, it "
+            "continues where it stopped"
         ) from error

@@ -1,6 +1,7 @@
 """One opened source model: its config, its architecture, and its tensors read one by one."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,17 @@ from mlx_svd.source.resolve import ModelFolder, resolve_model
 # Buffers that some exports carry and that no architecture here has as a parameter.
 _BUFFER_ENDINGS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".masked_bias")
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+# What a wrong value in config.json can raise in the code that uses it.
+BAD_VALUE = (
+    *(TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError),
+    RuntimeError,
+)
+_AGAIN = "download config.json again"
+
+
+def brief(error: Exception) -> str:
+    """What another program's error says, in one line of bounded length."""
+    return " ".join(str(error).split())[:200]
 
 
 def read_config(folder: Path) -> dict:
@@ -32,12 +44,29 @@ def read_config(folder: Path) -> dict:
     if not path.is_file():
         raise MlxSvdError(f"{folder}: no config.json in this folder; give a Hugging Face model")
     try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise MlxSvdError(f"{path}: not valid JSON ({error}); download it again") from error
+    except OSError as error:
+        raise MlxSvdError(f"{path}: cannot be read ({error.strerror}); check the file") from error
     if not isinstance(config, dict):
         raise MlxSvdError(f"{path}: not a model config; download it again")
     return config
+
+
+def normalized(
+    path: Path, config: dict, warn: Callable[[str], None] = lambda warning: None
+) -> dict:
+    """``normalize_config`` of what was read from ``path``, which every MlxSvdError names."""
+    try:
+        check_supported(config.get("model_type"))
+        return normalize_config(config, warn)
+    except MlxSvdError as error:
+        raise MlxSvdError(f"{path}: {error}") from error
+    except BAD_VALUE as error:
+        raise MlxSvdError(
+            f"{path}: holds a value that makes no sense ({brief(error)}); {_AGAIN}"
+        ) from error
 
 
 class TensorStream:
@@ -54,7 +83,9 @@ class TensorStream:
         try:
             mx.eval(tensor)
         except RuntimeError as error:
-            raise MlxSvdError(f"{self._origin}: tensor {name} cannot be read: {error}") from error
+            raise MlxSvdError(
+                f"{self._origin}: tensor {name} cannot be read: {brief(error)}"
+            ) from error
         if not mx.isfinite(tensor).all().item():
             raise MlxSvdError(
                 f"{self._origin}: tensor {name} holds NaN or Inf; the source weights are damaged"
@@ -86,17 +117,19 @@ class Source:
         base = base_module(self.config["model_type"])
         try:
             skeleton = base.Model(base.ModelArgs.from_dict(self.config))
-        except (TypeError, KeyError, AttributeError, AssertionError, ArithmeticError) as error:
+        except BAD_VALUE as error:
             raise MlxSvdError(
                 f"{self.folder / 'config.json'}: mlx-lm cannot build this "
-                f"{self.config['model_type']} model from it: {error}"
+                f"{self.config['model_type']} model from it: {brief(error)}; {_AGAIN}"
             ) from error
         lazy: dict[str, mx.array] = {}
         for file in sorted({header.file for header in self.headers.values()}):
             try:
                 lazy |= mx.load(str(file))
             except RuntimeError as error:
-                raise MlxSvdError(f"{file}: unreadable: {error}; download it again") from error
+                raise MlxSvdError(
+                    f"{file}: unreadable: {brief(error)}; download it again"
+                ) from error
         return skeleton, parameter_names(skeleton, self.config["model_type"], lazy)
 
     @property
@@ -151,7 +184,10 @@ class Source:
     @cached_property
     def linears(self) -> list[LinearModule]:
         """The linear modules that hold projections."""
-        return linear_modules(self.config, self.skeleton)
+        found = linear_modules(self.config, self.skeleton)
+        if not found:
+            raise MlxSvdError(f"{self.folder / 'config.json'}: says no layers; {_AGAIN}")
+        return found
 
     def stream(self) -> TensorStream:
         """A new pass over the tensors."""
@@ -177,11 +213,7 @@ def open_source(model: str, revision: str | None = None) -> Source:
             f"{path}: needs its own code (model_file {config['model_file']!r}), which mlx-svd "
             "never runs; give the original model"
         )
-    check_supported(config.get("model_type"))
     warnings: list[str] = []
-    try:
-        config = normalize_config(config, warnings.append)
-    except MlxSvdError as error:
-        raise MlxSvdError(f"{path}: {error}") from error
+    config = normalized(path, config, warnings.append)
     headers = read_headers(folder.path)
     return Source(folder.path, folder.name, folder.revision, config, headers, tuple(warnings))
