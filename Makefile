@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	@$(BLAS) $(BIN)/mlx-svd demo
 
 test: $(VENV)/.installed-dev
-	@$(PYTEST) -n auto
+	@$(PYTEST) -n auto --dist loadfile
 
 test-stock: $(VENV)/.installed-dev
 	@$(PYTEST) -m stock
