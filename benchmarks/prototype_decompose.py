@@ -26,7 +26,9 @@ EXCESS_LIMIT = 3e-6
 # 0.08 to 0.17 for k = 256 to 2048; the excess error goes with its square.
 DELTA = 0.3
 # Leading vectors that are looked for, and how many times the mean of the rest makes one an outlier.
-SOUGHT, DEFLATED, OUTLIER = 16, 12, 10.0
+SOUGHT, DEFLATED, OUTLIER, ITERATIONS = 16, 12, 10.0, 3
+# Norm of the rounding errors in products of orthonormal float32 matrices, in eps.
+ROUNDING = 30.0
 _BLOCK = 64
 
 
@@ -120,7 +122,7 @@ def leading(a: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, float]:
         return a[:, :0], np.zeros(0), 0.0
     q = np.random.default_rng(0).standard_normal((a.shape[1], SOUGHT), dtype=np.float32)
     q = np.linalg.qr(a @ q)[0]
-    for _ in range(3):
+    for _ in range(ITERATIONS):
         rows = a.T @ q
         if not _outliers(np.square(rows.astype(np.float64)).sum(axis=0), a):
             return a[:, :0], np.zeros(0), 0.0
@@ -140,18 +142,27 @@ def _outliers(energies: np.ndarray, a: np.ndarray) -> int:
 # -- truncation -----------------------------------------------------------------------------------
 
 
-def predicted_excess(eigenvalues: np.ndarray, rank: int) -> float:
-    """Excess error of the float32 route at this rank; eigenvalues ascending."""
+def predicted_excess(eigenvalues: np.ndarray, outliers: np.ndarray, rank: int) -> float:
+    """Excess error of the float32 route at this rank.
+
+    eigenvalues: of the Gram matrix without the outliers, ascending; outliers: their energies.
+    Three causes: rounding of the reduction (delta), outliers that the subspace iteration has not
+    separated from the tail, and rounding of the products beside a much smaller tail.
+    """
     values = eigenvalues.astype(np.float64)
-    delta = DELTA * float(np.finfo(np.float32).eps) * values[-1]
+    eps = float(np.finfo(np.float32).eps)
+    delta = DELTA * eps * values[-1]
     tail, top = values[: len(values) - rank], values[len(values) - rank :]
+    lost = tail.sum() - len(tail) * delta
     if not len(tail) or values[-1] <= 0:
         return 0.0
-    lost = tail.sum() - len(tail) * delta
     if lost <= 0:
         return float("inf")
-    gaps = np.maximum(top[None, :] - tail[:, None], delta)
-    return float((delta**2 / gaps).sum() / (2 * lost))
+    mixed = sum((delta**2 / np.maximum(top - t, delta)).sum() for t in tail)
+    ratios = np.maximum(tail, 0)[None, :] / outliers[:, None]
+    coupled = SOUGHT * (outliers[:, None] * ratios ** (2 * ITERATIONS + 1)).sum()
+    total = top.sum() + lost + outliers.sum()
+    return float((mixed + coupled + (ROUNDING * eps) ** 2 * total) / (2 * lost))
 
 
 @dataclass
@@ -228,8 +239,10 @@ def decompose(
     k = len(a)
     tail = rank > k // 2 and not top
     basis = found.back(0, k - rank) if tail else found.back(k - rank, k)
-    if outliers.shape[1] and not tail:
+    if outliers.shape[1] and not tail:  # put the outliers themselves in place of their span
         basis[len(basis) - outliers.shape[1] :] = outliers.T[::-1]
+        rest = basis[: len(basis) - outliers.shape[1]]
+        rest -= (rest @ outliers) @ outliers.T
     return Truncation(weight, basis, tail, left, weight.dtype.type, predicted)
 
 
@@ -242,4 +255,4 @@ def _float32(a: np.ndarray, rank: int) -> tuple[Reduced, float, np.ndarray]:
     else:
         gram = a @ a.T
     found = reduce(gram)
-    return found, predicted_excess(found.eigenvalues, rank), outliers
+    return found, predicted_excess(found.eigenvalues, energies, rank), outliers

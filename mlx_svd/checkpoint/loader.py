@@ -16,7 +16,7 @@ from mlx_svd.source.resolve import CHECKPOINT_PATTERNS, resolve_model
 from mlx_svd.source.source import BAD_VALUE, brief, normalized, read_config
 
 NEWEST_FORMAT = 1
-_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 _REMEDY = "copy or download the checkpoint again"
 _SECTION_KEYS = {"version", "base_model", "revision", "plan_digest", "projections", "fused"}
 _ENTRY_KEYS = {"form", "shape", "bias", "fused", "ranks", "rank_limit", "bytes"}

@@ -41,11 +41,27 @@ class Factored(nn.Module):
         self.down = shard_linear(self.down, "sharded-to-all", group=group)
 
 
+class AlwaysFrozen(set):
+    """Names of frozen parameters; those it is made with stay frozen. ``nn.Module.unfreeze``
+    clears this set in every submodule without calling the submodules' own ``unfreeze``."""
+
+    def __init__(self, names):
+        super().__init__(names)
+        self.always = frozenset(names)
+
+    def clear(self):
+        self.intersection_update(self.always)
+
+    def difference_update(self, names):
+        super().difference_update(set(names) - self.always)
+
+
 class Pivot(nn.Module):
     """A rank-r matrix as r of its rows and the coefficients of the others (PIFA, 2501.19090).
 
     down: (r, n), the pivot rows; up: (m - r, r), the other rows in terms of the pivot rows;
-    order: (m,) uint32, where each output is found in [down x, up (down x)]; bias: (m,).
+    order: (m,) uint32, where each output is found in [down x, up (down x)]; integers have no
+    gradient, so it is always frozen; bias: (m,).
     """
 
     def __init__(self, rows: int, columns: int, rank: int, bias: bool):
@@ -55,12 +71,7 @@ class Pivot(nn.Module):
         self.order = mx.arange(rows, dtype=mx.uint32)
         if bias:
             self.bias = mx.zeros((rows,))
-        self.freeze(recurse=False, keys=["order"])
-
-    def unfreeze(self, *args, **kwargs):
-        """Integers have no gradient: ``order`` stays frozen."""
-        super().unfreeze(*args, **kwargs)
-        self.freeze(recurse=False, keys=["order"])
+        self._no_grad = AlwaysFrozen({"order"})
 
     def __call__(self, x: mx.array) -> mx.array:
         pivots = self.down(x)
