@@ -1,6 +1,7 @@
 """``mlx-svd compress``: the main job."""
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -56,8 +57,7 @@ def compress(
     for note in plan.notes:
         progress_console().print(f"note: {note}")
     with progress("compressing", unit_work(plan)) as advance:
-        command = "mlx-svd " + shlex.join(sys.argv[1:])
-        run(source, plan, mlx_path, command, lambda unit: advance(unit.path), workers)
+        run(source, plan, mlx_path, _command(), lambda unit: advance(unit.path), workers)
     if json_:
         print(json.dumps({"mlx_path": str(mlx_path), "plan": plan.to_json()}, indent=2))
     else:
@@ -67,3 +67,14 @@ def compress(
             f"{plan.bytes_after:,} bytes of tensor data "
             f"({share(plan.bytes_after, plan.bytes_before)})"
         )
+
+
+def _command() -> str:
+    """The command for the model card, with the names of local files but not their folders."""
+    words = []
+    for word in sys.argv[1:]:
+        option, equals, value = word.rpartition("=")
+        if os.path.isabs(value) or value.startswith((".", "~")):
+            value = os.path.basename(os.path.normpath(value))
+        words.append(option + equals + value)
+    return "mlx-svd " + shlex.join(words)

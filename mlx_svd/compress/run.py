@@ -51,12 +51,11 @@ def compress(
     that is done, also those that an earlier run did. Returns mlx_path. Raises MlxSvdError for
     damaged source tensors, an existing folder and a full disk.
     """
-    mx.set_cache_limit(
-        0
-    )  # freed tensors go back at once: one module in memory, not a cache of them
     writer = CheckpointWriter(
         mlx_path, [(u.path, u.tensors) for u in plan.units], _run_digest(source, plan)
     )
+    # Freed tensors go back at once: one module in memory, not a cache of them.
+    cache_limit = mx.set_cache_limit(0)
     try:
         for unit in plan.units:
             if unit.path in writer.done:
@@ -73,6 +72,7 @@ def compress(
         writer.finish(checkpoint_files(source, plan, records, command))
     finally:
         writer.close()
+        mx.set_cache_limit(cache_limit)
     return mlx_path
 
 
