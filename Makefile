@@ -15,7 +15,7 @@ test: $(VENV)/.installed-dev
 	@$(PYTEST) -n auto --dist loadfile
 
 test-stock: $(VENV)/.installed-dev
-	@$(PYTEST) -m stock
+	@$(PYTEST) -m stock -n auto --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
 	@$(PYTEST) -m slow
