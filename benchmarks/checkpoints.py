@@ -36,8 +36,7 @@ def llama(layers: int, hidden: int, intermediate: int, heads: int, kv: int, voca
 
 
 MODELS = {
-    "4GB": llama(32, hidden=2048, intermediate=8192, heads=32, kv=8, vocab=32000),
-    "1GB": llama(7, hidden=2048, intermediate=8192, heads=32, kv=8, vocab=32000),
+    "4GB": llama(18, hidden=2048, intermediate=16384, heads=32, kv=8, vocab=32000),
     "tiny": llama(2, hidden=128, intermediate=256, heads=4, kv=2, vocab=512),
 }
 

@@ -70,6 +70,7 @@ def blas_libraries() -> list[dict]:
 
 def conditions(runs: int, pools: list[dict] | None = None) -> dict:
     """Machine, versions and command; pools: what ``blas_libraries`` said at the right moment."""
+    name = Path(sys.argv[0]).stem
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu(),
@@ -82,9 +83,7 @@ def conditions(runs: int, pools: list[dict] | None = None) -> dict:
         "blas_environment": {k: v for k, v in sorted(os.environ.items()) if "_NUM_THREADS" in k}
         | {k: v for k, v in os.environ.items() if k == "OPENBLAS_CORETYPE"},
         "preloaded": [Path(p).name for p in os.environ.get("LD_PRELOAD", "").split(":") if p],
-        "command": shlex.join(
-            ["python", "-m", "benchmarks", Path(sys.argv[0]).stem, *sys.argv[1:]]
-        ),
+        "command": shlex.join(["python", "-m", "benchmarks", name, *sys.argv[1:]]),
         "runs": runs,
     }
 

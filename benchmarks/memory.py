@@ -32,8 +32,8 @@ _RECIPE = ["--projections", "q,k,o", "--rank-ratio", "0.7"]
 VARIANTS = {
     "auto, default workers": [],
     "auto, 1 worker": ["--workers", "1"],
+    "auto, 4 workers": ["--workers", "4"],
     "8 bits, default workers": ["-q", "--q-bits", "8"],
-    "8 bits, 1 worker": ["-q", "--q-bits", "8", "--workers", "1"],
 }
 
 

@@ -18,26 +18,15 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from mlx_svd.checkpoint.disk import disk_errors, sync_folder, write_all, write_file
 from mlx_svd.checkpoint.layout import TensorSpec, total_bytes
+from mlx_svd.checkpoint.shards import MAX_SHARD_BYTES, Shards
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.source.headers import INDEX_FILE
 
-MAX_SHARD_BYTES = 5 << 30
 JOURNAL = "journal.jsonl"
-_SAFETENSORS_DTYPES = {
-    mx.float32: "F32",
-    mx.float16: "F16",
-    mx.bfloat16: "BF16",
-    mx.uint32: "U32",
-    mx.uint8: "U8",
-}
 # Network file systems that cannot lock a folder: two runs at once are then not noticed.
 _NO_LOCKS = (errno.EBADF, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
-_FULL = {
-    errno.ENOSPC: "no space left on the disk",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file is too large for this disk",
-}
 
 
 class CheckpointWriter:
@@ -59,16 +48,13 @@ class CheckpointWriter:
         self.target = target
         self.folder = target.with_name(target.name + ".incomplete")
         self._refuse_existing()
-        self.units = dict(units)
-        self.shards = _assign_shards(units, max_shard_bytes)
-        self.shard_of = {n: i for i, names in enumerate(self.shards) for n in names}
-        self.headers = [self._header(names) for names in self.shards]
-        self.offset_of = self._offsets()
-        self._run = {"digest": digest, "layout": zlib.crc32(b"".join(self.headers))}
+        self.files = Shards(units, max_shard_bytes)
+        self.units = self.files.units
+        self._run = {"digest": digest, "layout": zlib.crc32(b"".join(self.files.headers))}
         self.done: dict[str, dict] = {}
         self._stream = self._journal = self._lock = None
         try:
-            with _disk_errors(self.folder):
+            with disk_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._lock_folder()
                 self._resume()
@@ -84,13 +70,13 @@ class CheckpointWriter:
         expected = list(self.units)[len(self.done)]
         if unit != expected:
             raise AssertionError(f"units out of order: {unit} instead of {expected}")
-        with _disk_errors(self.folder):
-            stream = self._shard_stream(self.shard_of[unit])
+        with disk_errors(self.folder):
+            stream = self._shard_stream(self.files.shard_of[unit])
             checksum = 0
             for spec, tensor in zip(self.units[unit], tensors, strict=True):
                 data = _raw_bytes(spec, tensor)
                 checksum = zlib.crc32(data, checksum)
-                _write_all(stream, data)
+                write_all(stream, data)
             os.fsync(stream.fileno())
             self._log({"unit": unit, "crc": checksum, "record": record})
         self.done[unit] = record
@@ -100,17 +86,17 @@ class CheckpointWriter:
         missing = [name for name in self.units if name not in self.done]
         if missing:
             raise AssertionError(f"{len(missing)} units were not written, the first: {missing[0]}")
-        with _disk_errors(self.folder):
-            index = json.dumps(self._index(), indent=4).encode()
+        with disk_errors(self.folder):
+            index = json.dumps(self.files.index(), indent=4).encode()
             for name, data in {**files, INDEX_FILE: index}.items():
-                _write_file(self.folder / name, data)
+                write_file(self.folder / name, data)
             self._refuse_existing()
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
             # Killed from here on, the next run finds the index without a journal and starts anew.
             (self.folder / JOURNAL).unlink()
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
             os.rename(self.folder, self.target)
-            _sync_folder(self.target.parent)
+            sync_folder(self.target.parent)
 
     def close(self) -> None:
         """Release the files of an unfinished run; what is recorded stays for the next one. A
@@ -133,46 +119,6 @@ class CheckpointWriter:
                 f"{self.target}: exists already; delete it or give another --mlx-path"
             )
 
-    # -- layout ---------------------------------------------------------------------------
-
-    def shard_name(self, shard: int) -> str:
-        """mlx-lm's names: one file, or numbered ones."""
-        if len(self.shards) == 1:
-            return "model.safetensors"
-        return f"model-{shard + 1:05d}-of-{len(self.shards):05d}.safetensors"
-
-    def _header(self, names: list[str]) -> bytes:
-        entries: dict = {"__metadata__": {"format": "mlx"}}
-        end = 0
-        for name in names:
-            for spec in self.units[name]:
-                entries[spec.name] = {
-                    "dtype": _SAFETENSORS_DTYPES[spec.dtype],
-                    "shape": list(spec.shape),
-                    "data_offsets": [end, end + spec.nbytes],
-                }
-                end += spec.nbytes
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
-
-    def _index(self) -> dict:
-        specs = [(s, self.shard_of[u]) for u, tensors in self.units.items() for s in tensors]
-        return {
-            "metadata": {"total_size": sum(spec.nbytes for spec, _ in specs)},
-            "weight_map": {s.name: self.shard_name(i) for s, i in sorted(specs, key=_by_name)},
-        }
-
-    def _offsets(self) -> dict[str, int]:
-        """Unit -> where its data begins in its shard's file."""
-        offsets = {}
-        for header, names in zip(self.headers, self.shards, strict=True):
-            end = len(header)
-            for name in names:
-                offsets[name] = end
-                end += total_bytes(self.units[name])
-        return offsets
-
     # -- resuming -------------------------------------------------------------------------
 
     def _lock_folder(self) -> None:
@@ -194,7 +140,7 @@ class CheckpointWriter:
         self._refuse_existing()  # the other run may have finished just before the lock
 
     def _log(self, entry: dict) -> None:
-        _write_all(self._journal, json.dumps(entry).encode() + b"\n")
+        write_all(self._journal, json.dumps(entry).encode() + b"\n")
         os.fsync(self._journal.fileno())
 
     def _resume(self) -> None:
@@ -212,7 +158,7 @@ class CheckpointWriter:
         self._journal = open(path, "ab", buffering=0)  # noqa: SIM115 - as long as the writer
         if not entries:
             self._log(self._run)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
             return
         end = entries[0][1]
         for name, (entry, entry_end) in zip(self.units, entries[1:], strict=False):
@@ -238,8 +184,8 @@ class CheckpointWriter:
 
     def _checksum(self, unit: str) -> int | None:
         """CRC of a unit's bytes on disk; None if they or the header before them are missing."""
-        shard, offset = self.shard_of[unit], self.offset_of[unit]
-        path, header = self.folder / self.shard_name(shard), self.headers[shard]
+        shard, offset = self.files.shard_of[unit], self.files.offset_of[unit]
+        path, header = self.folder / self.files.name(shard), self.files.headers[shard]
         left, checksum = total_bytes(self.units[unit]), 0
         if not path.is_file():
             return None
@@ -253,24 +199,26 @@ class CheckpointWriter:
 
     def _cut_shards(self) -> None:
         """Remove what is on disk after the last recorded unit."""
-        for shard, names in enumerate(self.shards):
-            path = self.folder / self.shard_name(shard)
+        for shard, names in enumerate(self.files.shards):
+            path = self.folder / self.files.name(shard)
             done = [name for name in names if name in self.done]
             if done:
-                os.truncate(path, self.offset_of[done[-1]] + total_bytes(self.units[done[-1]]))
+                os.truncate(
+                    path, self.files.offset_of[done[-1]] + total_bytes(self.units[done[-1]])
+                )
             else:
                 path.unlink(missing_ok=True)
 
     def _shard_stream(self, shard: int):
         """The shard's file, open for appending, its header written."""
-        path = self.folder / self.shard_name(shard)
+        path = self.folder / self.files.name(shard)
         if self._stream is None or self._stream.name != str(path):
             if self._stream:
                 self._stream.close()
             # Unbuffered: nothing is left to be written when a full disk has stopped the run.
             self._stream = open(path, "ab", buffering=0)  # noqa: SIM115
             if not path.stat().st_size:
-                _write_all(self._stream, self.headers[shard])
+                write_all(self._stream, self.files.headers[shard])
         return self._stream
 
     def _check_space(self) -> None:
@@ -281,26 +229,6 @@ class CheckpointWriter:
                 f"{self.target}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are "
                 "free; free some space or give another --mlx-path"
             )
-
-
-class _disk_errors:
-    """OSError -> one line that says what to do; the run can be continued afterwards."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if not isinstance(error, OSError):
-            return
-        reason = _FULL.get(error.errno, f"cannot be written: {error.strerror or error}")
-        remedy = "make room" if error.errno in _FULL else "make it writable"
-        raise MlxSvdError(
-            f"{self.folder}: {reason}; {remedy} and repeat the command, which continues where it "
-            "stopped, or give another --mlx-path"
-        ) from error
 
 
 def _journal_entries(data: bytes) -> list[tuple[dict, int]]:
@@ -318,22 +246,6 @@ def _journal_entries(data: bytes) -> list[tuple[dict, int]]:
     return entries
 
 
-def _assign_shards(
-    units: list[tuple[str, tuple[TensorSpec, ...]]], max_shard_bytes: int
-) -> list[list[str]]:
-    """Units in order, into files of at most ``max_shard_bytes``; a larger unit has its own."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, tensors in units:
-        size = total_bytes(tensors)
-        if shards[-1] and filled + size > max_shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    return shards
-
-
 def _raw_bytes(spec: TensorSpec, tensor: mx.array) -> memoryview:
     """The tensor's bytes without a copy where its memory is contiguous."""
     if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
@@ -344,29 +256,3 @@ def _raw_bytes(spec: TensorSpec, tensor: mx.array) -> memoryview:
     if tensor.dtype == mx.bfloat16:  # numpy has no bfloat16
         tensor = tensor.view(mx.uint16)
     return memoryview(np.ascontiguousarray(np.array(tensor, copy=False))).cast("B")
-
-
-def _by_name(item: tuple[TensorSpec, int]) -> str:
-    return item[0].name
-
-
-def _write_all(stream, data: bytes | memoryview) -> None:
-    """Unbuffered files may take less than all at once."""
-    data = memoryview(data)
-    while data:
-        data = data[stream.write(data) :]
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    with open(path, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

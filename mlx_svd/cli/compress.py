@@ -44,7 +44,7 @@ def compress(
     own = ("mlx_path", "workers", "dry_run", "json_")
     from mlx_svd.errors import MlxSvdError
 
-    if mlx_path.exists() and not dry_run:
+    if os.path.lexists(mlx_path) and not dry_run:
         raise MlxSvdError(f"{mlx_path}: exists already; delete it or give another --mlx-path")
     source, plan = planned(**{k: v for k, v in given.items() if k not in own})
     if dry_run:

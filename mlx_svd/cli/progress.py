@@ -20,7 +20,10 @@ def progress(title: str, work: dict[str, float]) -> Iterator[Callable[[str], Non
         TimeRemainingColumn(),
         TextColumn("{task.fields[name]}"),
     ]
-    with Progress(*columns, console=progress_console(), transient=True) as bar:
+    console = progress_console()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(title, total=sum(work.values()), name="")
         yield lambda name: bar.update(task, advance=work.get(name, 0.0), name=name)
 

@@ -49,7 +49,7 @@ def _low_rank(d: Decomposition, form: str, rank: int, rotated: bool, name: str) 
             up, down = rotate(up, down, seed=zlib.crc32(name.encode()))
         parts = {"down": down, "up": up}
     else:
-        pivot = pivot_form(*d.factors(rank))
+        pivot = pivot_form(d, rank)
         parts = {"down": pivot.rows, "up": pivot.coefficients, "order": pivot.order}
     stored = {
         key: part if key == "order" else np.ascontiguousarray(part, dtype=np.float32)

@@ -9,6 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from mlx_svd import __version__
 from mlx_svd.checkpoint.writer import CheckpointWriter
 from mlx_svd.compress.decompose import LowRank, decompose_projection
 from mlx_svd.compress.files import checkpoint_files
@@ -77,10 +78,10 @@ def compress(
 
 
 def _run_digest(source: Source, plan: Plan) -> str:
-    """Identifies plan and source files; a run is resumed only with the same of both."""
+    """Identifies plan, source files and program; a run is resumed only with the same of all."""
     files = sorted({header.file for header in source.headers.values()})
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps([plan.digest, stats]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([__version__, plan.digest, stats]).encode()).hexdigest()
 
 
 class _Runner:

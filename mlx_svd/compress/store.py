@@ -6,6 +6,7 @@ import numpy as np
 from mlx_svd.checkpoint.layout import Quantization
 from mlx_svd.compress.decompose import LowRank
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.source.source import all_finite
 
 
 def store_weight(
@@ -55,7 +56,7 @@ def squared_norm(weight: mx.array) -> float:
 def check_range(path: str, tensors: list[mx.array], dtype: mx.Dtype) -> None:
     """Raise MlxSvdError if a value does not fit into the stored dtype (float16 ends at 65504)."""
     for tensor in tensors:
-        if mx.issubdtype(tensor.dtype, mx.floating) and not mx.isfinite(tensor).all().item():
+        if mx.issubdtype(tensor.dtype, mx.floating) and not all_finite(tensor):
             raise MlxSvdError(f"{path}: a value does not fit into {dtype}; use --dtype bfloat16")
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_svd.errors import MlxSvdError
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -35,7 +37,8 @@ def generate(
 ) -> Generation:
     """Continue ``prompt`` (greedily at temp 0); ``write`` gets each piece of text as it comes.
 
-    chat: put the prompt into the tokenizer's chat template, if it has one.
+    chat: put the prompt into the tokenizer's chat template, if it has one. Raises MlxSvdError for
+    a prompt without tokens.
     """
     from mlx_lm.generate import stream_generate
     from mlx_lm.sample_utils import make_sampler
@@ -46,6 +49,8 @@ def generate(
         tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
     else:
         tokens = tokenizer.encode(prompt)
+    if not len(tokens):
+        raise MlxSvdError(f"the prompt {prompt!r} has no tokens; give a text to continue")
     text, last = "", None
     sampler = make_sampler(temp, top_p)
     for last in stream_generate(model, tokenizer, tokens, max_tokens=max_tokens, sampler=sampler):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
+from mlx_svd.linalg.truncate import Decomposition
+
 
 @dataclass(frozen=True)
 class PivotForm:
@@ -25,20 +27,40 @@ class PivotForm:
         return np.concatenate([self.rows, self.coefficients @ self.rows])[self.order]
 
 
-def pivot_form(up: np.ndarray, down: np.ndarray) -> PivotForm:
-    """The pivot form of up @ down; up: (m, r), down: (r, n), r <= m, float64.
+def pivot_form(d: Decomposition, rank: int) -> PivotForm:
+    """The pivot form of the best rank-r approximation of an (m, n) matrix, r <= m, float64.
 
-    The pivots are chosen on an orthonormal basis of up's columns, so a rank-deficient product
-    (a zero matrix, say) is represented exactly too.
+    The pivots are chosen on an orthonormal basis U_r of the column space, so a rank-deficient
+    matrix (zeros, say) is represented exactly too. Above half of full rank they are chosen on the
+    dropped side T instead, which is smaller: the rows that are no pivots of U_r are pivots of T,
+    because complementary minors of an orthogonal matrix are equal.
     """
-    m, r = up.shape
-    basis, triangle = np.linalg.qr(up)
-    rotated, pivots = scipy.linalg.qr(basis.T, mode="r", pivoting=True, check_finite=False)
-    chosen, others = np.sort(pivots[:r]), np.sort(pivots[r:])
-    # rows(others) = C rows(chosen): C = R12^T R11^-T in the pivoted order, columns then sorted.
-    solved = scipy.linalg.solve_triangular(rotated[:, :r], rotated[:, r:], check_finite=False)
-    coefficients = solved[np.argsort(pivots[:r])][:, np.argsort(pivots[r:])].T
-    order = np.empty(m, dtype=np.uint32)
-    order[chosen] = np.arange(r)
-    order[others] = np.arange(r, m)
-    return PivotForm(basis[chosen] @ (triangle @ down), coefficients, order)
+    if d.wide and 2 * rank > len(d.basis):
+        dropped = d.basis[:, rank:]
+        others, chosen, solved = _pivots(dropped)
+        # T_o^T W_o + T_s^T W_s = 0 for the pivot rows s and the others o.
+        rows = d.weight[chosen] - dropped[chosen] @ (dropped.T @ d.weight)
+        return PivotForm(rows, -solved, _order(chosen, others))
+    up, down = d.factors(rank)
+    basis, triangle = (up, None) if d.wide else np.linalg.qr(up)
+    chosen, others, solved = _pivots(basis)
+    rows = basis[chosen] @ (down if d.wide else triangle @ down)
+    return PivotForm(rows, solved.T, _order(chosen, others))
+
+
+def _pivots(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of an orthonormal (m, k) that span all others: their indices, those of the others
+    (both ascending), and X (k, m - k) with B_others^T = B_pivots^T X."""
+    k = basis.shape[1]
+    triangle, permutation = scipy.linalg.qr(basis.T, mode="r", pivoting=True, check_finite=False)
+    solved = scipy.linalg.solve_triangular(triangle[:, :k], triangle[:, k:], check_finite=False)
+    first, rest = np.argsort(permutation[:k]), np.argsort(permutation[k:])
+    return permutation[:k][first], permutation[k:][rest], solved[first][:, rest]
+
+
+def _order(chosen: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Where each output is in [pivot rows, other rows]."""
+    order = np.empty(len(chosen) + len(others), dtype=np.uint32)
+    order[chosen] = np.arange(len(chosen))
+    order[others] = np.arange(len(chosen), len(order))
+    return order

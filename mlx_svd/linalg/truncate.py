@@ -26,10 +26,15 @@ class Decomposition:
     basis: np.ndarray
     energies: np.ndarray
 
+    @property
+    def wide(self) -> bool:
+        """m <= n: the basis are left singular vectors."""
+        return self.weight.shape[0] <= self.weight.shape[1]
+
     def factors(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
         """up (m, r) and down (r, n) with up @ down the best rank-r approximation, float64."""
         kept = self.basis[:, :rank]
-        if self.weight.shape[0] <= self.weight.shape[1]:
+        if self.wide:
             return kept, kept.T @ self.weight
         return self.weight @ kept, kept.T
 
@@ -46,14 +51,19 @@ class Decomposition:
         # A component of a rank-deficient matrix contributes nothing on either side.
         inverse = np.where(present, 1 / root, 0.0)
         root = np.where(present, root, 0.0)
-        if self.weight.shape[0] <= self.weight.shape[1]:
+        if self.wide:
             return up * root, inverse[:, None] * down
         return up * inverse, root[:, None] * down
 
     def truncated(self, rank: int) -> np.ndarray:
-        """The best rank-r approximation multiplied out, (m, n) float64."""
-        up, down = self.factors(rank)
-        return up @ down
+        """The best rank-r approximation multiplied out, (m, n) float64.
+
+        Above half of full rank it is cheaper to subtract the dropped part.
+        """
+        subtract = 2 * rank > len(self.energies)
+        side = self.basis[:, rank:] if subtract else self.basis[:, :rank]
+        part = side @ (side.T @ self.weight) if self.wide else (self.weight @ side) @ side.T
+        return self.weight - part if subtract else part
 
 
 def decompose(weight: np.ndarray) -> Decomposition:

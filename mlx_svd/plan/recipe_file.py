@@ -8,6 +8,7 @@ import yaml
 
 from mlx_svd.checkpoint.layout import quantization
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.plan.plan import PLAN_FORMAT
 from mlx_svd.plan.policy import RankPolicy, parse_energy
 from mlx_svd.plan.recipe import UNQUANTIZED_BITS, Recipe, Rule, parse_projections
 
@@ -123,6 +124,11 @@ def _check_keys(content: dict, known: set[str], where: str) -> None:
 
 def _plan_fields(plan: dict) -> dict[str, Any]:
     """A saved plan as a recipe: one rule for each projection, with its exact rank and form."""
+    if plan["plan_format"] != PLAN_FORMAT:
+        raise MlxSvdError(
+            f"is a saved plan of format {plan['plan_format']}, this version reads {PLAN_FORMAT}; "
+            "use the mlx-svd that saved it, or a newer one"
+        )
     rules = []
     try:
         for entry in plan["projections"]:

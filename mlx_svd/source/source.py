@@ -30,6 +30,8 @@ BAD_VALUE = (
     *(TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError),
     RuntimeError,
 )
+# Elements of a tensor that are checked for NaN at a time.
+_CHECKED_AT_ONCE = 1 << 21
 _AGAIN = "download config.json again"
 
 
@@ -69,6 +71,15 @@ def normalized(
         ) from error
 
 
+def all_finite(tensor: mx.array) -> bool:
+    """Whether an evaluated tensor has no NaN and no Inf; looks at some rows at a time, because
+    the answer for a large embedding would take more memory than its decomposition."""
+    if tensor.size <= _CHECKED_AT_ONCE or len(tensor) == 1:
+        return mx.isfinite(tensor).all().item()
+    step = max(1, _CHECKED_AT_ONCE * len(tensor) // tensor.size)
+    return all(all_finite(tensor[i : i + step]) for i in range(0, len(tensor), step))
+
+
 class TensorStream:
     """The source's tensors under mlx-lm's names. Nothing is in memory until it is taken, and
     what was taken belongs to the caller alone, so that dropping it frees it."""
@@ -86,7 +97,7 @@ class TensorStream:
             raise MlxSvdError(
                 f"{self._origin}: tensor {name} cannot be read: {brief(error)}"
             ) from error
-        if not mx.isfinite(tensor).all().item():
+        if not all_finite(tensor):
             raise MlxSvdError(
                 f"{self._origin}: tensor {name} holds NaN or Inf; the source weights are damaged"
             )

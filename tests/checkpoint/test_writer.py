@@ -188,9 +188,9 @@ def test_nothing_is_at_the_target_before_everything_is(tmp_path, monkeypatch):
 
 
 def test_index_is_the_last_of_the_small_files(tmp_path, monkeypatch):
-    order, write_file = [], writer_module._write_file
+    order, write_file = [], writer_module.write_file
     monkeypatch.setattr(
-        writer_module, "_write_file", lambda p, d: (order.append(p.name), write_file(p, d))
+        writer_module, "write_file", lambda p, d: (order.append(p.name), write_file(p, d))
     )
     write(tmp_path / "model")
     assert order == [*FILES, INDEX]
@@ -346,9 +346,9 @@ DEATHS = {
     "rename": (os, "rename", None),
     "truncate": (os, "truncate", None),
     "fsync": (os, "fsync", None),
-    "write": (writer_module, "_write_all", None),
-    "half a write": (writer_module, "_write_all", half_write),
-    "half a file": (writer_module, "_write_file", lambda path, data: path.write_bytes(data[:9])),
+    "write": (writer_module, "write_all", None),
+    "half a write": (writer_module, "write_all", half_write),
+    "half a file": (writer_module, "write_file", lambda path, data: path.write_bytes(data[:9])),
 }
 
 
@@ -642,7 +642,7 @@ def test_write_that_the_system_refuses_is_one_line_and_continues_with_space(tmp_
     assert contents(target) == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("function", ["_write_all", "_write_file", "_sync_folder"])
+@pytest.mark.parametrize("function", ["write_all", "write_file", "sync_folder"])
 @pytest.mark.parametrize("calls", [0, 1, 2])
 def test_full_disk_at_any_write_is_one_line_and_continues_with_space(
     function, calls, tmp_path, monkeypatch, shard_bytes, whole

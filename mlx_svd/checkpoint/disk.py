@@ -1,0 +1,55 @@
+"""Writing to disk so that a crash leaves either the old state or the new one."""
+
+import errno
+import os
+from pathlib import Path
+
+from mlx_svd.errors import MlxSvdError
+
+_FULL = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is too large for this disk",
+}
+
+
+class disk_errors:
+    """OSError -> one line that says what to do; the run can be continued afterwards."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if not isinstance(error, OSError):
+            return
+        reason = _FULL.get(error.errno, f"cannot be written: {error.strerror or error}")
+        remedy = "make room" if error.errno in _FULL else "make it writable"
+        raise MlxSvdError(
+            f"{self.folder}: {reason}; {remedy} and repeat the command, which continues where it "
+            "stopped, or give another --mlx-path"
+        ) from error
+
+
+def write_all(stream, data: bytes | memoryview) -> None:
+    """Unbuffered files may take less than all at once."""
+    data = memoryview(data)
+    while data:
+        data = data[stream.write(data) :]
+
+
+def write_file(path: Path, data: bytes) -> None:
+    with open(path, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
