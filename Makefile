@@ -26,7 +26,7 @@ test-reference: $(VENV)/.installed-reference
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-bench: $(VENV)/.installed-dev
+bench: $(VENV)/.installed-reference
 	@$(BLAS) $(BIN)/python -m benchmarks
 
 setup: $(VENV)/.installed-dev
