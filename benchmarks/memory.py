@@ -27,7 +27,10 @@ from benchmarks.common import (
 )
 
 WANTED_GB = 0.8
+# Only the comparison in decompose needs torch. Users have none; transformers would import it.
+_NO_TORCH = "import sys; sys.modules['torch'] = None; "
 _IMPORTS = "import mlx_svd.cli.app, mlx_svd.cli.plan, mlx_svd.cli.progress, mlx_svd.compress"
+_MAIN = "from mlx_svd.cli.app import main; main()"
 _RECIPE = ["--projections", "q,k,o", "--rank-ratio", "0.7"]
 VARIANTS = {
     "auto, default workers": [],
@@ -81,7 +84,7 @@ def _poll(pid: int, peaks: dict[str, float]) -> None:
 
 
 def compress_command(model: Path, target: Path, options: list[str]) -> list[str]:
-    program = [sys.executable, "-m", "mlx_svd", "compress", "--model", str(model)]
+    program = [sys.executable, "-c", _NO_TORCH + _MAIN, "compress", "--model", str(model)]
     return [*program, "--mlx-path", str(target), *_RECIPE, *options]
 
 
@@ -99,7 +102,7 @@ def measure(model: str, runs: int) -> dict:
         progress(f"generating {size / 1e9:.2f} GB")
         generate = [sys.executable, "-m", "benchmarks.checkpoints", str(source), model]
         subprocess.run(generate, check=True)
-        imports = [run_measured([sys.executable, "-c", _IMPORTS]) for _ in range(runs)]
+        imports = [run_measured([sys.executable, "-c", _NO_TORCH + _IMPORTS]) for _ in range(runs)]
         variants = {
             name: [_compress(source, Path(folder, "target"), o) for _ in range(runs)]
             for name, o in VARIANTS.items()
