@@ -57,3 +57,14 @@ def logits(folder: Path, length: int = 40) -> np.ndarray:
 def relative_difference(got: np.ndarray, expected: np.ndarray) -> float:
     """max |got - expected| / max |expected|."""
     return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+def source_weights(folder: Path) -> dict[str, np.ndarray]:
+    """Projection path -> original weight (m, n) float64."""
+    source = open_source(str(folder))
+    stream = source.stream()
+    weights = {}
+    for linear in source.linears:
+        parts = linear.split(stream.take(f"{linear.path}.weight"))
+        weights |= {p.path: np.array(parts[p.name], dtype=np.float64) for p in linear.projections}
+    return weights

@@ -8,27 +8,12 @@ from mlx_svd import models
 from mlx_svd.checkpoint.card import model_card
 from mlx_svd.plan.plan import Plan, ProjectionPlan
 from mlx_svd.plan.units import stays_fused
+from mlx_svd.source.resolve import COPIED_FILES
 from mlx_svd.source.source import Source
 
 MODEL_FILE = "modeling_mlx_svd.py"
 PLAN_FILE = "mlx_svd_plan.json"
 CONFIG_FORMAT = 1
-# Copied from the source as they are; never code.
-_COPIED = (
-    "generation_config.json",
-    "tokenizer*.json",
-    "*token*.json",
-    "chat_template.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "*.jinja",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
 
 
 def checkpoint_files(
@@ -38,7 +23,7 @@ def checkpoint_files(
     config = checkpoint_config(source, plan, records)
     files = {
         path.name: path.read_bytes()
-        for pattern in _COPIED
+        for pattern in COPIED_FILES
         for path in sorted(source.folder.glob(pattern))
         if path.is_file()
     }

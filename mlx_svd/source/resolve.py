@@ -5,25 +5,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.source.headers import INDEX_FILE
 
-# Weights, config and tokenizer: no code, no other frameworks' weights.
-HUB_PATTERNS = [
-    "config.json",
+# Files that a checkpoint takes over from its source as they are: never code.
+COPIED_FILES = [
     "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
     "*token*.json",
+    "chat_template.json",
     "vocab.json",
     "vocab.txt",
     "merges.txt",
     "*.model",
     "*.tiktoken",
     "*.jinja",
-    "README.md",
     "LICENSE*",
     "NOTICE*",
     "USE_POLICY*",
 ]
+HUB_PATTERNS = ["config.json", "model*.safetensors", INDEX_FILE, "README.md", *COPIED_FILES]
 CHECKPOINT_PATTERNS = [*HUB_PATTERNS, "mlx_svd_plan.json"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 

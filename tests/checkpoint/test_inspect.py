@@ -9,7 +9,7 @@ from mlx_svd.checkpoint.layout import quantization
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.plan.policy import RankPolicy
 from mlx_svd.plan.recipe import Recipe
-from mlx_svd.source.source import open_source
+from tests.conftest import source_weights
 from tests.tiny import write_tiny
 
 
@@ -19,12 +19,7 @@ def test_energy_and_error_are_numpys(family, form, tmp_path, compressed):
     model = write_tiny(family, tmp_path / "model")
     policy = RankPolicy(rank_ratio=0.4)
     folder, plan = compressed(model, Recipe(policy=policy, form=form))
-    source = open_source(str(model))
-    stream = source.stream()
-    weights = {}
-    for linear in source.linears:
-        parts = linear.split(stream.take(f"{linear.path}.weight"))
-        weights |= {p.path: np.array(parts[p.name], dtype=np.float64) for p in linear.projections}
+    weights = source_weights(model)
     planned = {p.path: p for p in plan.projections}
     inspection = mlx_svd.inspect(folder)
     changed = [p for p in inspection.projections if p.ranks]

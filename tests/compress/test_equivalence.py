@@ -11,7 +11,7 @@ from mlx_svd.plan.policy import RankPolicy
 from mlx_svd.plan.recipe import Recipe
 from mlx_svd.source.families import PROJECTIONS
 from mlx_svd.source.source import open_source
-from tests.conftest import logits, relative_difference
+from tests.conftest import logits, relative_difference, source_weights
 from tests.tiny import FAMILIES, write_tiny
 
 FORMS = ("dense", "factored", "pivot")
@@ -19,17 +19,6 @@ FORMS = ("dense", "factored", "pivot")
 
 def recipe(form: str, ratio: float, **options) -> Recipe:
     return Recipe(PROJECTIONS, RankPolicy(rank_ratio=ratio), form=form, **options)
-
-
-def source_weights(folder) -> dict[str, np.ndarray]:
-    """Projection path -> original weight (m, n) float64."""
-    source = open_source(str(folder))
-    stream = source.stream()
-    weights = {}
-    for linear in source.linears:
-        parts = linear.split(stream.take(f"{linear.path}.weight"))
-        weights |= {p.path: np.array(parts[p.name], dtype=np.float64) for p in linear.projections}
-    return weights
 
 
 def effective_weights(folder, plan) -> dict[str, np.ndarray]:

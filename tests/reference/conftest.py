@@ -6,7 +6,6 @@ float32 numpy of shape (length, vocab); tokens are int64 numpy of shape (length,
 
 import importlib.util
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ if importlib.util.find_spec("torch") is None:
 
 VOCAB = 160
 LENGTH = 72
-_ROOT = Path(__file__).resolve().parents[2]
 _DENSE = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -150,15 +148,3 @@ def edit_config() -> Callable[[Path, Callable[[dict[str, Any]], object]], None]:
         path.write_text(json.dumps(config))
 
     return edit
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of the real test models and texts; its absence is an error in CI only."""
-    folder = Path(os.environ.get("MLX_SVD_SHARED", _ROOT.parent / "shared"))
-    if not (folder / "models").is_dir():
-        reason = f"no models folder in {folder}; set MLX_SVD_SHARED"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return folder
