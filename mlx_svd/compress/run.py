@@ -128,12 +128,15 @@ class _Runner:
             tensors, read = self._store_projection(
                 plan, weight, matrices.get(p.name), biases.get(p.name), dtype
             )
+            stored[p.name] = tensors
+            if _stored_as_it_is(plan, job, dtype):
+                record[p.path] = {"energy": 1.0, "relative_error": 0.0}
+                continue
             check_range(p.path, tensors, dtype)
             norm = squared_norm(weight)
             error = (squared_error(weight, read) / norm) ** 0.5 if norm else 0.0
             kept = _energy(matrices.get(p.name))
             record[p.path] = {"energy": kept, "relative_error": error}
-            stored[p.name] = tensors
         if linear.fused and stays_fused(linear, self.plan.by_path):
             columns = zip(*stored.values(), strict=True)
             names = list(stored)
@@ -152,7 +155,8 @@ class _Runner:
             tensors = (
                 store_weight(tensor, dtype, quantized)[0] if quantized else [tensor.astype(dtype)]
             )
-            check_range(name, tensors, dtype)
+            if quantized or dtype != tensor.dtype:
+                check_range(name, tensors, dtype)
             stored += tensors
         return stored
 
@@ -177,6 +181,13 @@ class _Runner:
             stored += tensors
             reads.append(read)
         return stored, mx.concatenate(reads)
+
+
+def _stored_as_it_is(plan: ProjectionPlan, job: _Job, dtype: mx.Dtype) -> bool:
+    """Nothing is truncated, quantized or cast, so there is no error to measure."""
+    if plan.changed or plan.quantization is not None:
+        return False
+    return all(tensor.dtype == dtype for tensor in job.tensors.values())
 
 
 def _energy(matrices: list[LowRank] | None) -> float:
