@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import mlx_svd
-from mlx_svd.checkpoint.layout import MODES
+from mlx_svd.checkpoint.layout import FORMS, MODES
 
 _GROUP_SIZES = (32, 64, 128)
 
@@ -64,9 +64,7 @@ def _licence(folder: Path) -> str | None:
 
 def _summary(plan: dict) -> str:
     touched = [p for p in plan["projections"] if p["ranks"]]
-    forms = {
-        form: sum(p["form"] == form for p in touched) for form in ("dense", "factored", "pivot")
-    }
+    forms = {form: sum(p["form"] == form for p in touched) for form in FORMS}
     stored = ", ".join(f"{n} {form}" for form, n in forms.items() if n) or "none"
     before, after = plan["touched_bytes_before"], plan["touched_bytes_after"]
     share = f" ({after / before:.3f} of their bytes)" if before else ""

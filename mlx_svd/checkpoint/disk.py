@@ -41,6 +41,7 @@ def write_all(stream, data: bytes | memoryview) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
+    """Write a small file and wait until it is on disk."""
     with open(path, "wb") as stream:
         stream.write(data)
         stream.flush()
@@ -48,6 +49,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
+    """Wait until new, renamed and removed names of a folder are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -11,6 +11,8 @@ import mlx.core as mx
 
 from mlx_svd.errors import MlxSvdError
 
+# Of config.json's ``mlx_svd`` section: a reader refuses a newer one.
+CONFIG_FORMAT = 1
 FORMS = ("dense", "factored", "pivot")
 # Below 8 bits the coefficients of the pivot form lose the matrix (about 40 % error at 4 bits).
 PIVOT_MIN_BITS = 8

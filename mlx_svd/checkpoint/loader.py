@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
+from mlx_svd.checkpoint.layout import CONFIG_FORMAT
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.models import modeling_mlx_svd
 from mlx_svd.source.families import parameter_names
@@ -15,7 +16,6 @@ from mlx_svd.source.headers import read_headers
 from mlx_svd.source.resolve import CHECKPOINT_PATTERNS, resolve_model
 from mlx_svd.source.source import BAD_VALUE, brief, normalized, read_config
 
-NEWEST_FORMAT = 1
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 _REMEDY = "copy or download the checkpoint again"
 _SECTION_KEYS = {"version", "base_model", "revision", "plan_digest", "projections", "fused"}
@@ -145,7 +145,7 @@ def checkpoint_section(folder: Path) -> dict:
 def _check_section(path: Path, section: Any) -> None:
     """Raise MlxSvdError for a newer format, or if keys are missing that this one promises."""
     try:
-        if section["format"] > NEWEST_FORMAT:
+        if section["format"] > CONFIG_FORMAT:
             raise MlxSvdError(
                 f"{path}: made by a newer mlx-svd ({section.get('version')}); upgrade mlx-svd"
             )

@@ -52,6 +52,7 @@ class Shards:
         return len(text).to_bytes(8, "little") + text
 
     def index(self) -> dict:
+        """The content of model.safetensors.index.json."""
         specs = [(s, self.shard_of[u]) for u, tensors in self.units.items() for s in tensors]
         return {
             "metadata": {"total_size": sum(spec.nbytes for spec, _ in specs)},

@@ -20,7 +20,6 @@ class LowRank:
     energy: total sum(sigma^2) of the original; kept: what the rank keeps of it.
     """
 
-    form: str
     parts: dict[str, np.ndarray]
     energy: float
     kept: float
@@ -56,4 +55,4 @@ def _low_rank(d: Decomposition, form: str, rank: int, rotated: bool, name: str) 
         for key, part in parts.items()
     }
     energy = float(d.energies.sum())
-    return LowRank(form, stored, energy, energy * energy_kept(d.energies, rank))
+    return LowRank(stored, energy, energy * energy_kept(d.energies, rank))

@@ -6,14 +6,13 @@ from pathlib import Path
 import mlx_svd
 from mlx_svd import models
 from mlx_svd.checkpoint.card import model_card
+from mlx_svd.checkpoint.layout import CONFIG_FORMAT
 from mlx_svd.plan.plan import Plan, ProjectionPlan
 from mlx_svd.plan.units import stays_fused
-from mlx_svd.source.resolve import COPIED_FILES
+from mlx_svd.source.resolve import COPIED_FILES, PLAN_FILE
 from mlx_svd.source.source import Source
 
 MODEL_FILE = "modeling_mlx_svd.py"
-PLAN_FILE = "mlx_svd_plan.json"
-CONFIG_FORMAT = 1
 
 
 def checkpoint_files(

@@ -16,10 +16,10 @@ def gram(weight: np.ndarray) -> np.ndarray:
 
 def component_energies(weight: np.ndarray) -> np.ndarray:
     """Squared singular values of an (m, n) matrix, largest first, shape (min(m, n),)."""
-    return _energies(np.linalg.eigvalsh(gram(weight)))
+    return energies_of(np.linalg.eigvalsh(gram(weight)))
 
 
-def _energies(eigenvalues: np.ndarray) -> np.ndarray:
+def energies_of(eigenvalues: np.ndarray) -> np.ndarray:
     """Ascending eigenvalues of a Gram matrix -> energies: descending, rounding below 0 removed."""
     return np.maximum(eigenvalues[::-1], 0.0)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_svd.linalg.spectrum import _energies, gram
+from mlx_svd.linalg.spectrum import energies_of, gram
 
 # Singular values below this share of the largest are zero in float64 (they come from a Gram).
 ZERO_SINGULAR_VALUE = 1e-12
@@ -74,4 +74,4 @@ def decompose(weight: np.ndarray) -> Decomposition:
     """
     weight = weight.astype(np.float64, copy=False)
     eigenvalues, vectors = np.linalg.eigh(gram(weight))
-    return Decomposition(weight, vectors[:, ::-1], _energies(eigenvalues))
+    return Decomposition(weight, vectors[:, ::-1], energies_of(eigenvalues))

@@ -83,7 +83,7 @@ class Pivot(nn.Module):
         """Keep all pivot rows and, of the others, those among this process's outputs."""
         rank, size = group.rank(), self.order.size // group.size()
         mine = self.order[rank * size : (rank + 1) * size].tolist()
-        n_pivots = (self.down.scales if "scales" in self.down else self.down.weight).shape[0]
+        n_pivots = self.down.weight.shape[0]  # packed weights keep their rows
         # Never zero rows: an empty matrix product is not defined on every device.
         others = sorted(i - n_pivots for i in mine if i >= n_pivots) or [0]
         self.up.update({k: v[mx.array(others)] for k, v in self.up.parameters().items()})

@@ -23,7 +23,9 @@ COPIED_FILES = [
     "USE_POLICY*",
 ]
 HUB_PATTERNS = ["config.json", "model*.safetensors", INDEX_FILE, "README.md", *COPIED_FILES]
-CHECKPOINT_PATTERNS = [*HUB_PATTERNS, "mlx_svd_plan.json"]
+# The plan that is saved with a checkpoint.
+PLAN_FILE = "mlx_svd_plan.json"
+CHECKPOINT_PATTERNS = [*HUB_PATTERNS, PLAN_FILE]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 
 
