@@ -7,8 +7,8 @@ import mlx_svd
 
 ROOT = Path(mlx_svd.__file__).parent
 ORDER = (
-    "errors", "parallel", "linalg", "models", "source", "checkpoint", "plan", "compress",
-    "evaluate", "demo", "cli",
+    "errors", "parallel", "linalg", "models", "source", "checkpoint", "calibrate", "plan",
+    "compress", "evaluate", "finetune", "experiments", "demo", "cli",
 )  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""What the model computes on real text: the statistics that a good compression is fitted to."""
