@@ -30,21 +30,22 @@ class PivotForm:
 def pivot_form(d: Decomposition, rank: int) -> PivotForm:
     """The pivot form of the best rank-r approximation of an (m, n) matrix, r <= m, float64.
 
-    The pivots are chosen on an orthonormal basis U_r of the column space, so a rank-deficient
-    matrix (zeros, say) is represented exactly too. Above half of full rank they are chosen on the
-    dropped side T instead, which is smaller: the rows that are no pivots of U_r are pivots of T,
-    because complementary minors of an orthogonal matrix are equal.
+    The pivots are chosen on an orthonormal basis of the column space, so a rank-deficient matrix
+    (zeros, say) is represented exactly too. Above half of full rank they are chosen on its
+    orthogonal complement T instead, which is smaller: the rows that are no pivots of the one are
+    pivots of the other, because complementary minors of an orthogonal matrix are equal.
     """
-    if d.wide and 2 * rank > len(d.basis):
-        dropped = d.basis[:, rank:]
-        others, chosen, solved = _pivots(dropped)
+    if d.complete and 2 * rank > len(d.basis):
+        complement = d.dropped_space(rank)
+        others, chosen, solved = _pivots(complement)
         # T_o^T W_o + T_s^T W_s = 0 for the pivot rows s and the others o.
-        rows = d.weight[chosen] - dropped[chosen] @ (dropped.T @ d.weight)
-        return PivotForm(rows, -solved, _order(chosen, others))
+        up, down = d.dropped(rank)
+        return PivotForm(d.weight[chosen] - up[chosen] @ down, -solved, _order(chosen, others))
     up, down = d.factors(rank)
-    basis, triangle = (up, None) if d.wide else np.linalg.qr(up)
+    orthonormal = d.complete and d.metric is None
+    basis, triangle = (up, None) if orthonormal else np.linalg.qr(up)
     chosen, others, solved = _pivots(basis)
-    rows = basis[chosen] @ (down if d.wide else triangle @ down)
+    rows = basis[chosen] @ (down if orthonormal else triangle @ down)
     return PivotForm(rows, solved.T, _order(chosen, others))
 
 
