@@ -13,7 +13,7 @@ from mlx_svd.errors import MlxSvdError
 
 # Of config.json's ``mlx_svd`` section: a reader refuses a newer one.
 CONFIG_FORMAT = 1
-FORMS = ("dense", "factored", "pivot")
+FORMS = ("dense", "factored", "pivot", "corrected")
 # Below 8 bits the coefficients of the pivot form lose the matrix (about 40 % error at 4 bits).
 PIVOT_MIN_BITS = 8
 
@@ -103,11 +103,17 @@ def low_rank_tensors(
     bias: bool,
     dtype: mx.Dtype,
     q: Quantization | None,
+    factors: Quantization | None = None,
 ) -> list[TensorSpec]:
     """A projection (m, n) in ``form`` at one rank; ``dense`` ignores the rank, and a pivot form in
-    which all m rows are pivots is the dense matrix."""
+    which all m rows are pivots is the dense matrix. factors: quantization of the factors of a
+    corrected form, whose base is quantized as ``q`` says."""
     m, n = shape
-    if form == "dense" or (form == "pivot" and rank == m):
+    if form == "corrected":
+        tensors, holder = linear_tensors(f"{path}.base", shape, dtype, q), f"{path}.base"
+        tensors += linear_tensors(f"{path}.down", (rank, n), dtype, factors)
+        tensors += linear_tensors(f"{path}.up", (m, rank), dtype, factors)
+    elif form == "dense" or (form == "pivot" and rank == m):
         tensors, holder = linear_tensors(path, shape, dtype, q), path
     else:
         tensors = linear_tensors(f"{path}.down", (rank, n), dtype, q)
@@ -131,15 +137,18 @@ def projection_tensors(
     bias: bool,
     dtype: mx.Dtype,
     q: Quantization | None,
+    factors: Quantization | None = None,
 ) -> list[TensorSpec]:
     """A projection with one rank for the whole matrix, or one for each head."""
     if form == "dense" or len(ranks) == 1:
-        return low_rank_tensors(path, form, shape, ranks[0], bias, dtype, q)
+        return low_rank_tensors(path, form, shape, ranks[0], bias, dtype, q, factors)
     rows = (shape[0] // len(ranks), shape[1])
     return [
         tensor
         for head, rank in enumerate(ranks)
-        for tensor in low_rank_tensors(f"{path}.heads.{head}", form, rows, rank, bias, dtype, q)
+        for tensor in low_rank_tensors(
+            f"{path}.heads.{head}", form, rows, rank, bias, dtype, q, factors
+        )
     ]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import mlx_svd
 from mlx_svd import models
 from mlx_svd.checkpoint.card import model_card
-from mlx_svd.checkpoint.layout import CONFIG_FORMAT
+from mlx_svd.checkpoint.layout import CONFIG_FORMAT, Quantization
 from mlx_svd.plan.plan import Plan, ProjectionPlan
 from mlx_svd.plan.units import stays_fused
 from mlx_svd.source.resolve import COPIED_FILES, PLAN_FILE
@@ -90,25 +90,31 @@ def _entry(p: ProjectionPlan, fused: bool, record: dict) -> dict:
 def _quantization(plan: Plan, split: dict) -> dict | None:
     """mlx-lm's ``quantization`` section: the default, and every module that differs from it."""
     used = [p.quantization for p in plan.projections if p.quantization]
+    used += [q for q in plan.modules.values() if q]
     default = plan.quantize or (used[0] if used else None)
     if default is None:
         return None
     section = default.config()
     for p in plan.projections:
-        if not p.quantization or p.quantization == default:
-            continue
         path = p.path if p.projection.module in split else p.projection.module
-        for linear in _linears(path, p):
-            section[linear] = p.quantization.config()
+        for linear, q in _linears(path, p).items():
+            if q and q != default:
+                section[linear] = q.config()
+    for path, q in plan.modules.items():
+        if q and q != default:
+            section[path] = q.config()
     return section
 
 
-def _linears(path: str, p: ProjectionPlan) -> list[str]:
-    """Paths of the Linear children that hold a projection's weights."""
+def _linears(path: str, p: ProjectionPlan) -> dict[str, Quantization | None]:
+    """Paths of the Linear children that hold a projection's weights, and their quantization."""
     if p.form == "dense":
-        return [path]
+        return {path: p.quantization}
+    if p.form == "corrected":
+        factors = {f"{path}.{part}": p.factors for part in ("down", "up")}
+        return {f"{path}.base": p.quantization, **factors}
     heads = [path] if len(p.ranks) == 1 else [f"{path}.heads.{i}" for i in range(len(p.ranks))]
-    return [f"{head}.{part}" for head in heads for part in ("down", "up")]
+    return {f"{head}.{part}": p.quantization for head in heads for part in ("down", "up")}
 
 
 def _own_architecture(model_type: str) -> Path:

@@ -10,17 +10,22 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_svd import __version__
+from mlx_svd.calibrate.fit import LowRank
+from mlx_svd.calibrate.scorers import SCORERS, Scoring
+from mlx_svd.calibrate.statistics import Calibration
 from mlx_svd.checkpoint.writer import CheckpointWriter
-from mlx_svd.compress.decompose import LowRank, decompose_projection
+from mlx_svd.compress.decompose import decompose_projection
 from mlx_svd.compress.files import checkpoint_files
 from mlx_svd.compress.store import (
     check_range,
     squared_error,
     squared_norm,
     store_low_rank,
+    store_part,
     store_weight,
     to_numpy,
 )
+from mlx_svd.errors import MlxSvdError
 from mlx_svd.parallel import default_workers, ordered_map
 from mlx_svd.plan.plan import Plan, ProjectionPlan, Unit, target_dtype
 from mlx_svd.plan.units import stays_fused
@@ -44,14 +49,17 @@ def compress(
     command: str = "",
     advance: Callable[[Unit], None] = lambda unit: None,
     workers: int | None = None,
+    calibration: Calibration | None = None,
 ) -> Path:
     """Write the checkpoint that ``plan`` describes into the new folder ``mlx_path``.
 
     Holds at most ``workers`` modules in memory. A run that was killed is continued by the same
     call, and the files are bit-identical to those of one run. ``advance`` is told every unit
     that is done, also those that an earlier run did. Returns mlx_path. Raises MlxSvdError for
-    damaged source tensors, an existing folder and a full disk.
+    damaged source tensors, an existing folder, a full disk, and a calibration
+    that is not the one the plan was made with.
     """
+    check_calibration(source, plan, calibration)
     writer = CheckpointWriter(
         mlx_path, [(u.path, u.tensors) for u in plan.units], _run_digest(source, plan)
     )
@@ -61,7 +69,7 @@ def compress(
         for unit in plan.units:
             if unit.path in writer.done:
                 advance(unit)
-        runner = _Runner(source, plan)
+        runner = _Runner(source, plan, calibration)
         units = [u for u in plan.units if u.path not in writer.done]
         jobs = runner.read(source.stream(), units)
         for job, matrices in ordered_map(runner.decompose, jobs, workers or default_workers()):
@@ -77,6 +85,24 @@ def compress(
     return mlx_path
 
 
+def check_calibration(source: Source, plan: Plan, calibration: Calibration | None) -> None:
+    """Raise MlxSvdError unless ``calibration`` is the one that the plan rests on."""
+    made_with = plan.calibration and plan.calibration["digest"]
+    given = calibration and calibration.info.digest
+    if made_with and not given:
+        raise MlxSvdError(
+            "the plan rests on a calibration; give it with --calibration, made from "
+            f"{plan.calibration['origin']}"
+        )
+    if given and given != made_with:
+        raise MlxSvdError(
+            f"{calibration.folder}: is not the calibration that the plan was made with; give that "
+            "one, or make a new plan"
+        )
+    if calibration is not None:
+        calibration.check(source, SCORERS[plan.scorer])
+
+
 def _run_digest(source: Source, plan: Plan) -> str:
     """Identifies plan, source files and program; a run is resumed only with the same of all."""
     files = sorted({header.file for header in source.headers.values()})
@@ -85,8 +111,9 @@ def _run_digest(source: Source, plan: Plan) -> str:
 
 
 class _Runner:
-    def __init__(self, source: Source, plan: Plan):
+    def __init__(self, source: Source, plan: Plan, calibration: Calibration | None):
         self.source, self.plan = source, plan
+        self.scoring = Scoring(plan.scorer, plan.importance_window, calibration)
 
     def _linear(self, unit: Unit):
         return None if unit.linear_index is None else self.source.linears[unit.linear_index]
@@ -100,17 +127,27 @@ class _Runner:
             if linear is not None:
                 weights = linear.split(tensors["weight"])
                 for p in linear.projections:
-                    if self.plan.by_path[p.path].changed:
+                    if self._is_fitted(self.plan.by_path[p.path]):
                         low_rank[p.name] = to_numpy(weights[p.name])
             yield _Job(unit, tensors, weights, low_rank)
 
     def decompose(self, job: _Job) -> tuple[_Job, dict[str, list[LowRank]]]:
         """Worker thread: LAPACK only."""
         linear = self._linear(job.unit)
-        plans = {p.name: self.plan.by_path[p.path] for p in linear.projections} if linear else {}
-        return job, {
-            name: decompose_projection(weight, plans[name]) for name, weight in job.low_rank.items()
-        }
+        matrices = {}
+        for p in linear.projections if linear else ():
+            if p.name in job.low_rank:
+                weight = job.low_rank[p.name]
+                dtype = target_dtype(job.tensors["weight"].dtype, self.plan.dtype)
+                matrices[p.name] = decompose_projection(
+                    weight, self.plan.by_path[p.path], self.scoring(p, weight), dtype
+                )
+        return job, matrices
+
+    def _is_fitted(self, plan: ProjectionPlan) -> bool:
+        """Truncated, or quantized with statistics to round by."""
+        quantized = plan.quantization is not None and plan.quantization.mode == "affine"
+        return plan.changed or (quantized and self.scoring.calibrated(plan.projection))
 
     def store(
         self, job: _Job, matrices: dict[str, list[LowRank]]
@@ -170,14 +207,17 @@ class _Runner:
     ) -> tuple[list[mx.array], mx.array]:
         q = plan.quantization
         if matrices is None or plan.form == "dense":
-            if matrices is not None:
-                weight = mx.concatenate([mx.array(m.parts["weight"]) for m in matrices])
-            tensors, read = store_weight(weight, dtype, q)
+            if matrices is not None and len(matrices) == 1:
+                tensors, read = store_part(matrices[0].parts["weight"], dtype, q)
+            else:
+                if matrices is not None:
+                    weight = mx.concatenate([mx.array(m.parts["weight"]) for m in matrices])
+                tensors, read = store_weight(weight, dtype, q)
             return tensors + ([] if bias is None else [bias.astype(dtype)]), read
         biases = [None] * len(matrices) if bias is None else mx.split(bias, len(matrices))
         stored, reads = [], []
         for matrix, part in zip(matrices, biases, strict=True):
-            tensors, read = store_low_rank(matrix, part, dtype, q)
+            tensors, read = store_low_rank(matrix, part, dtype, q, plan.factors)
             stored += tensors
             reads.append(read)
         return stored, mx.concatenate(reads)

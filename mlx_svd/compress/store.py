@@ -3,9 +3,10 @@
 import mlx.core as mx
 import numpy as np
 
+from mlx_svd.calibrate.fit import LowRank
 from mlx_svd.checkpoint.layout import Quantization
-from mlx_svd.compress.decompose import LowRank
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.linalg.rounding import Rounded
 from mlx_svd.source.source import all_finite
 
 
@@ -22,25 +23,42 @@ def store_weight(
     return list(stored), read.astype(mx.float32)
 
 
+def store_part(
+    part: np.ndarray | Rounded, dtype: mx.Dtype, q: Quantization | None
+) -> tuple[list[mx.array], mx.array]:
+    """As :func:`store_weight`, for a matrix that may be rounded to its bits already."""
+    if not isinstance(part, Rounded):
+        return store_weight(mx.array(part), dtype, q)
+    scales, biases = (mx.array(a.astype(np.float32)) for a in (part.scales, part.biases))
+    stored = [mx.array(part.packed(q.bits)), scales.astype(dtype), biases.astype(dtype)]
+    return stored, mx.array(part.dense().astype(np.float32))
+
+
 def store_low_rank(
-    matrix: LowRank, bias: mx.array | None, dtype: mx.Dtype, q: Quantization | None
+    matrix: LowRank,
+    bias: mx.array | None,
+    dtype: mx.Dtype,
+    q: Quantization | None,
+    factors: Quantization | None,
 ) -> tuple[list[mx.array], mx.array]:
     """Tensors of one low-rank matrix in the order of ``low_rank_tensors``, and the (m, n) float32
     matrix that they make."""
-    parts = {name: mx.array(part) for name, part in matrix.parts.items()}
+    parts = matrix.parts
+    biases = [] if bias is None else [bias.astype(dtype)]
     if "weight" in parts:
-        tensors, read = store_weight(parts["weight"], dtype, q)
-    else:
-        tensors, down = store_weight(parts["down"], dtype, q)
-        up_tensors, up = store_weight(parts["up"], dtype, q)
-        tensors += up_tensors
-        read = up @ down
-        if "order" in parts:
-            tensors.append(parts["order"])
-            read = mx.concatenate([down, read])[parts["order"]]
-    if bias is not None:
-        tensors.append(bias.astype(dtype))
-    return tensors, read
+        tensors, read = store_part(parts["weight"], dtype, q)
+        return tensors + biases, read
+    down_tensors, down = store_part(parts["down"], dtype, factors if "base" in parts else q)
+    up_tensors, up = store_part(parts["up"], dtype, factors if "base" in parts else q)
+    tensors, read = down_tensors + up_tensors, up @ down
+    if "base" in parts:
+        base_tensors, base = store_part(parts["base"], dtype, q)
+        return base_tensors + tensors + biases, base + read
+    if "order" in parts:
+        order = mx.array(parts["order"])
+        tensors.append(order)
+        read = mx.concatenate([down, read])[order]
+    return tensors + biases, read
 
 
 def squared_error(weight: mx.array, read: mx.array) -> float:

@@ -133,7 +133,31 @@ class Fused(nn.Module):
         return mx.flatten(mx.concatenate(heads, axis=-1), -2)
 
 
-FORMS = {"factored": Factored, "pivot": Pivot}
+class Corrected(nn.Module):
+    """A quantized matrix and a rank-r correction of its error: ``y = base x + up (down x)``.
+
+    base: (m, n), with the bias; down: (r, n), up: (m, r).
+    """
+
+    def __init__(self, rows: int, columns: int, rank: int, bias: bool):
+        super().__init__()
+        self.base = nn.Linear(columns, rows, bias=bias)
+        self.down = nn.Linear(columns, rank, bias=False)
+        self.up = nn.Linear(rank, rows, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.base(x) + self.up(self.down(x))
+
+    def shard_outputs(self, group):
+        self.base = shard_linear(self.base, "all-to-sharded", group=group)
+        self.up = shard_linear(self.up, "all-to-sharded", group=group)
+
+    def shard_inputs(self, group):
+        self.base = shard_linear(self.base, "sharded-to-all", group=group)
+        self.down = shard_linear(self.down, "sharded-to-all", group=group)
+
+
+FORMS = {"factored": Factored, "pivot": Pivot, "corrected": Corrected}
 
 
 def build_projection(entry: dict) -> nn.Module:

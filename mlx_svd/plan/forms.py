@@ -21,12 +21,15 @@ class Storage:
     projection: Projection
     dtype: mx.Dtype
     quantize: Quantization | None
+    factors: Quantization | None = None
 
     def nbytes(self, form: str, ranks: tuple[int, ...]) -> int:
         """Exact bytes of tensor data, bias included."""
         p = self.projection
         return total_bytes(
-            projection_tensors(p.path, form, p.shape, ranks, p.bias, self.dtype, self.quantize)
+            projection_tensors(
+                p.path, form, p.shape, ranks, p.bias, self.dtype, self.quantize, self.factors
+            )
         )
 
     def break_even_rank(self, heads: int, multiple: int) -> int:
@@ -71,6 +74,8 @@ def choose_form(asked: str, ranks: tuple[int, ...], storage: Storage) -> FormCho
             return FormChoice("dense", None, "full rank: the pivot form is the matrix itself")
     if asked == "dense":
         return FormChoice("dense", None if full else ranks, "full rank" if full else "")
+    if asked == "corrected":
+        _check_corrected(p, storage.quantize, heads)
     if asked != "auto":
         size = storage.nbytes(asked, ranks)
         return FormChoice(asked, ranks, f"{size / dense:.0%} of dense" if size > dense else "")
@@ -83,6 +88,18 @@ def choose_form(asked: str, ranks: tuple[int, ...], storage: Storage) -> FormCho
         reason = f"truncated, stored dense: {best} would be {sizes[best] / dense:.0%} of it"
         return FormChoice("dense", ranks, reason)
     return FormChoice(best, ranks, "")
+
+
+def _check_corrected(projection: Projection, q: Quantization | None, heads: int) -> None:
+    if q is None or q.mode != "affine" or not q.fits(projection.shape):
+        raise MlxSvdError(
+            f"{projection.path}: the corrected form needs affine quantization and an input "
+            "dimension that is a multiple of the group size; add -q, or use another form"
+        )
+    if heads > 1:
+        raise MlxSvdError(
+            f"{projection.path}: the corrected form corrects a whole matrix; use --whole-matrix"
+        )
 
 
 def _check_pivot_bits(projection: Projection, quantize: Quantization | None) -> None:

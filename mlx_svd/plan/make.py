@@ -1,12 +1,17 @@
 """Source and recipe -> plan."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 
 import numpy as np
 
+from mlx_svd.calibrate.scorers import SCORERS, Scoring
+from mlx_svd.calibrate.statistics import Calibration
 from mlx_svd.checkpoint.layout import Quantization
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.plan.budget import choose
+from mlx_svd.plan.candidates import Candidate, measure_candidates, module_candidates
 from mlx_svd.plan.forms import FormChoice, Storage, choose_form
 from mlx_svd.plan.notes import plan_notes
 from mlx_svd.plan.plan import Plan, ProjectionPlan, target_dtype
@@ -19,20 +24,31 @@ from mlx_svd.source.source import Source
 
 
 def make_plan(
-    source: Source, recipe: Recipe, advance: Callable[[str], None] = lambda path: None
+    source: Source,
+    recipe: Recipe,
+    advance: Callable[[str], None] = lambda path: None,
+    calibration: Calibration | None = None,
 ) -> Plan:
     """Decide form, ranks and bits of every projection and count the bytes.
 
-    Reads weights only if an energy policy needs their spectra; ``advance`` is told each path
-    whose spectrum is done. Raises MlxSvdError for a rank over the limit, a rule that can never
-    apply, and everything that the source refuses.
+    Reads weights only if an energy policy or a budget needs their spectra; ``advance`` is told
+    each path whose spectrum is done. calibration: of this model, for the scorers that need one.
+    Raises MlxSvdError for a rank over the limit, a rule that can never apply, a budget out of
+    reach, a calibration of another model, and everything that the source refuses.
     """
-    return _Planner(source, recipe).plan(advance)
+    if calibration is not None:
+        calibration.check(source, SCORERS[recipe.scorer])
+    elif SCORERS[recipe.scorer]:
+        raise MlxSvdError(
+            f"--scorer {recipe.scorer}: needs a calibration; make one with mlx-svd calibrate"
+        )
+    return _Planner(source, recipe, calibration).plan(advance)
 
 
 class _Planner:
-    def __init__(self, source: Source, recipe: Recipe):
-        self.source, self.recipe = source, recipe
+    def __init__(self, source: Source, recipe: Recipe, calibration: Calibration | None):
+        self.source, self.recipe, self.calibration = source, recipe, calibration
+        self.scoring = Scoring(recipe.scorer, recipe.importance_window, calibration)
         self.n_layers = 1 + max(linear.projections[0].layer for linear in source.linears)
         self.universe = [
             p for m in source.linears for p in m.projections if p.name in recipe.projections
@@ -50,9 +66,16 @@ class _Planner:
         tensors = source.tensors
         wanted = {p.path: self._heads(p) for p in self.universe if self._needs_spectrum(p)}
         if wanted:
-            self.spectra = measure_spectra(source, wanted, advance)
+            self.spectra = measure_spectra(source, wanted, self.scoring, advance)
         plans = {p.path: self._projection(p) for m in source.linears for p in m.projections}
-        units = make_units(source, recipe, plans)
+        modules = dict(recipe.modules)
+        if recipe.budget:
+            chosen = self._within_budget(plans, advance)
+            modules |= {path: c.quantization for path, c in chosen.items() if path not in plans}
+            plans |= {
+                path: self._chosen(plans[path], c) for path, c in chosen.items() if path in plans
+            }
+        units = make_units(source, recipe, plans, modules)
         return Plan(
             base_model=source.name,
             revision=source.revision,
@@ -61,11 +84,76 @@ class _Planner:
             quantize=recipe.quantize,
             rank_multiple=recipe.rank_multiple,
             dtype=recipe.dtype,
+            scorer=recipe.scorer,
+            calibration=self._calibration_record(plans),
+            importance_window=recipe.importance_window,
+            modules=modules,
             projections=tuple(plans.values()),
             units=units,
             dropped=tuple(source.dropped),
             notes=plan_notes(source, recipe, plans),
             bytes_before=sum(prod(shape) * dtype.size for shape, dtype in tensors.values()),
+        )
+
+    def _calibration_record(self, plans: dict[str, ProjectionPlan]) -> dict | None:
+        """What the plan's result depends on, None if on no calibration."""
+        if self.calibration is None:
+            return None
+        info = self.calibration.info
+        return {
+            "digest": info.digest,
+            "origin": info.origin,
+            "windows": info.windows,
+            "length": info.length,
+            "tokens": info.tokens,
+        }
+
+    # -- a budget -------------------------------------------------------------------------
+
+    def _within_budget(
+        self, plans: dict[str, ProjectionPlan], advance: Callable[[str], None]
+    ) -> dict[str, Candidate]:
+        """The candidate of every projection, and of other modules if the whole size counts."""
+        recipe, budget = self.recipe, self.recipe.budget
+        wanted = [p for p in self.universe if not self._left_alone(p)]
+        if not wanted:
+            raise MlxSvdError("the budget has nothing to choose from; every projection is skipped")
+        found = measure_candidates(
+            self.source, wanted, recipe.choices, self.scoring, recipe.dtype, advance
+        )
+        if budget.keep_bytes is not None:
+            touched = sum(plans[p.path].bytes_before for p in wanted)
+            return choose(
+                found, int(budget.keep_bytes * touched), f"--keep-bytes {budget.keep_bytes}"
+            )
+        size, what = budget.target_size, f"--target-size {budget.target_size}"
+        if size is None:
+            weights = sum(prod(shape) for shape, _ in self.source.tensors.values())
+            size, what = int(budget.target_bpw * weights / 8), f"--target-bpw {budget.target_bpw}"
+        units = make_units(self.source, recipe, plans, recipe.modules)
+        rest = sum(spec.nbytes for unit in units for spec in unit.tensors)
+        rest -= sum(plans[p.path].bytes_after for p in wanted)
+        if recipe.quantize is None:
+            modules = module_candidates(self.source, recipe.choices, recipe.dtype, self.calibration)
+            rest -= sum(u.nbytes for u in units if u.path in modules)
+            found = found | modules
+        return choose(found, size - rest, what)
+
+    def _chosen(self, plan: ProjectionPlan, c: Candidate) -> ProjectionPlan:
+        p, q = plan.projection, c.quantization
+        dtype = target_dtype(self.source.tensors[f"{p.module}.weight"][1], self.recipe.dtype)
+        return replace(
+            plan,
+            form=c.form,
+            ranks=None if c.rank is None else (c.rank,),
+            limit=min(p.shape),
+            break_even=Storage(p, dtype, q).break_even_rank(1, q.group_size if q else 1),
+            quantization=q,
+            factors=c.factors,
+            reason="stays as it is" if c.rank is None and q is None else "",
+            bytes_dense=Storage(p, dtype, q).nbytes("dense", (0,)),
+            bytes_after=c.nbytes,
+            loss=c.loss,
         )
 
     # -- one projection -------------------------------------------------------------------
@@ -91,7 +179,8 @@ class _Planner:
             return f"skipped by rule {self.recipe.rules.index(rule) + 1}"
         if min(projection.shape) < self.recipe.min_dim:
             return f"a dimension below min_dim {self.recipe.min_dim}"
-        if not (rule and (rule.policy or rule.ranks)) and self.recipe.policy is None:
+        decided = self.recipe.policy or self.recipe.budget
+        if not (rule and (rule.policy or rule.ranks)) and decided is None:
             return "no rule matches"
         return ""
 
@@ -99,15 +188,17 @@ class _Planner:
         rule = self._rule(projection)
         policy = rule.policy if rule and rule.policy else self.recipe.policy
         exact = rule is not None and rule.ranks is not None
-        return not exact and not self._left_alone(projection) and policy.energy is not None
+        left_alone = exact or self._left_alone(projection) or policy is None
+        return not left_alone and policy.energy is not None
 
     def _projection(self, p: Projection) -> ProjectionPlan:
         rule = self._rule(p) if p.name in self.recipe.projections else None
         quantize = self.recipe.quantization_for(rule)
         dtype = self.source.tensors[f"{p.module}.weight"][1]
-        storage = Storage(p, target_dtype(dtype, self.recipe.dtype), quantize)
+        factors = self.recipe.factors_for(rule)
+        storage = Storage(p, target_dtype(dtype, self.recipe.dtype), quantize, factors)
         heads = self._heads(p)
-        if reason := self._left_alone(p):
+        if reason := self._left_alone(p) or (self.recipe.budget and "as the budget says"):
             choice = FormChoice("dense", None, reason)
         else:
             choice = self._choose(p, rule, heads, storage)
@@ -123,6 +214,7 @@ class _Planner:
             bytes_before=before,
             bytes_dense=storage.nbytes("dense", (0,)),
             bytes_after=storage.nbytes(choice.form, choice.ranks or (0,)),
+            factors=factors if choice.form == "corrected" else None,
         )
 
     def _choose(self, p: Projection, rule: Rule | None, heads: int, storage: Storage) -> FormChoice:

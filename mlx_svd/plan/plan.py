@@ -10,18 +10,20 @@ import mlx.core as mx
 from mlx_svd.checkpoint.layout import Quantization, TensorSpec, rank_text, total_bytes
 from mlx_svd.source.families import Projection
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class ProjectionPlan:
     """What happens to one projection.
 
-    form: dense, factored or pivot; ranks: None = the original weights, otherwise one rank for
-    the matrix or one for each head; limit: min(m, n), per head if there are several ranks;
-    break_even: largest rank at which factors are smaller than dense; reason: why it is not what
-    was asked for, or why it is left alone. Bytes include the bias: before (as the source stores
-    it), dense (all of it at the plan's dtype and bits) and after.
+    form: dense, factored, pivot or corrected; ranks: None = the original weights, otherwise one
+    rank for the matrix or one for each head (of a corrected form: of the correction); limit:
+    min(m, n), per head if there are several ranks; break_even: largest rank at which factors are
+    smaller than dense; quantization: of the form's matrices; factors: of the two factors of a
+    corrected form; reason: why it is not what was asked for, or why it is left alone; loss: what a
+    budget expects this choice to cost. Bytes include the bias: before (as the source stores it),
+    dense (all of it at the plan's dtype and bits) and after.
     """
 
     projection: Projection
@@ -34,6 +36,8 @@ class ProjectionPlan:
     bytes_before: int
     bytes_dense: int
     bytes_after: int
+    factors: Quantization | None = None
+    loss: float | None = None
 
     @property
     def path(self) -> str:
@@ -60,6 +64,8 @@ class ProjectionPlan:
             "rank_limit": self.limit,
             "break_even_rank": self.break_even,
             "quantization": asdict(self.quantization) if self.quantization else None,
+            "factors": asdict(self.factors) if self.factors else None,
+            "loss": self.loss,
             "reason": self.reason,
             "bytes_before": self.bytes_before,
             "bytes_dense": self.bytes_dense,
@@ -82,10 +88,20 @@ class Unit:
     linear_index: int | None
     quantization: Quantization | None
 
+    @property
+    def nbytes(self) -> int:
+        """Tensor data that it stores."""
+        return total_bytes(list(self.tensors))
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that the compressor needs besides the weights."""
+    """Everything that the compressor needs besides the weights.
+
+    scorer: what orders the components; calibration: digest, text and size of the calibration it
+    rests on, None if it needs none; modules: quantization of modules without projections that
+    differ from ``quantize``.
+    """
 
     base_model: str
     revision: str | None
@@ -94,6 +110,10 @@ class Plan:
     quantize: Quantization | None
     rank_multiple: int | None
     dtype: str | None
+    scorer: str
+    calibration: dict | None
+    importance_window: int | None
+    modules: dict[str, Quantization | None]
     projections: tuple[ProjectionPlan, ...]
     units: tuple[Unit, ...]
     dropped: tuple[str, ...]
@@ -126,6 +146,10 @@ class Plan:
             "quantize": asdict(self.quantize) if self.quantize else None,
             "rank_multiple": self.rank_multiple,
             "dtype": self.dtype,
+            "scorer": self.scorer,
+            "calibration": self.calibration,
+            "importance_window": self.importance_window,
+            "modules": {k: asdict(q) if q else None for k, q in self.modules.items()},
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
             "touched_bytes_before": sum(p.bytes_before for p in touched),

@@ -6,17 +6,19 @@ number of names, so ``**.h.2.**`` does not match ``model.h.23.attn.c_proj``.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
+from mlx_svd.calibrate.scorers import check_scorer
 from mlx_svd.checkpoint.layout import FORMS, Quantization, quantization
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.plan.budget import Budget
+from mlx_svd.plan.candidates import UNQUANTIZED_BITS, Choices
 from mlx_svd.plan.policy import RankPolicy
 from mlx_svd.source.families import ATTENTION, MLP, PROJECTIONS, Projection
 
 _GROUPS = {"all": PROJECTIONS, "attention": ATTENTION, "mlp": MLP}
 DTYPES = ("float32", "float16", "bfloat16")
-UNQUANTIZED_BITS = 16
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class Rule:
 
     match: globs on the projection's path; layers: indices, negative from the end; projections:
     names; min_dim: both dimensions at least this; skip: not truncated; ranks: exact ranks, one
-    for each head or one for the matrix; bits: 16 = unquantized. None means: as the recipe says.
+    for each head or one for the matrix; bits: 16 = unquantized; factor_bits: of the factors of a
+    corrected form. None means: as the recipe says. exact: of a saved plan, (quantization,
+    factors).
     """
 
     match: tuple[str, ...] = ()
@@ -38,6 +42,8 @@ class Rule:
     form: str | None = None
     bits: int | None = None
     per_head: bool | None = None
+    factor_bits: int | None = None
+    exact: tuple[Quantization | None, Quantization | None] | None = None
 
     def matches(self, projection: Projection, n_layers: int) -> bool:
         return (
@@ -65,7 +71,10 @@ class Rule:
 class Recipe:
     """projections: names that may be compressed at all; policy, form, per_head, min_dim: for
     those that no rule decides; quantize: of the whole model (None: not quantized); rank_multiple:
-    None = 1, or the group size when quantizing; dtype: None = the source's."""
+    None = 1, or the group size when quantizing; dtype: None = the source's; scorer: what orders
+    the components; importance_window: of the seeds' importance; budget: decides form, rank and
+    bits of every projection that no rule skips, from ``choices``; modules: quantization of other
+    modules where it is not ``quantize``."""
 
     projections: tuple[str, ...] = ("q", "k", "o")
     policy: RankPolicy | None = None
@@ -76,12 +85,25 @@ class Recipe:
     quantize: Quantization | None = None
     rank_multiple: int | None = None
     dtype: str | None = None
+    scorer: str = "plain"
+    importance_window: int | None = None
+    budget: Budget | None = None
+    choices: Choices = field(default_factory=Choices)
+    modules: dict[str, Quantization | None] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.policy is None and not any(r.policy or r.ranks or r.skip for r in self.rules):
+        if self.budget and (self.policy or any(r.policy or r.ranks for r in self.rules)):
             raise MlxSvdError(
-                "say how much to keep: --rank-ratio, --rank, --energy, or --config with rules"
+                "a budget chooses the ranks itself: leave out --rank-ratio, --rank, --energy and "
+                "ranks in rules, or the budget"
             )
+        decided = self.policy or self.budget
+        if not decided and not any(r.policy or r.ranks or r.skip for r in self.rules):
+            raise MlxSvdError(
+                "say how much to keep: --keep-bytes, --target-size, --target-bpw, --rank-ratio, "
+                "--rank, --energy, or --config with rules"
+            )
+        check_scorer(self.scorer)
         for form in (self.form, *(r.form for r in self.rules)):
             if form not in (None, "auto", *FORMS):
                 raise MlxSvdError(f"form {form}: use auto, {', '.join(FORMS)}")
@@ -99,6 +121,8 @@ class Recipe:
 
     def quantization_for(self, rule: Rule | None) -> Quantization | None:
         """How the parts of a projection under this rule are quantized."""
+        if rule is not None and rule.exact:
+            return rule.exact[0]
         if rule is None or rule.bits is None:
             return self.quantize
         if rule.bits == UNQUANTIZED_BITS:
@@ -106,6 +130,15 @@ class Recipe:
         if self.quantize is None:
             return quantization(rule.bits)
         return quantization(rule.bits, self.quantize.group_size, self.quantize.mode)
+
+    def factors_for(self, rule: Rule | None) -> Quantization | None:
+        """How the factors of a corrected form under this rule are quantized."""
+        if rule is not None and rule.exact:
+            return rule.exact[1]
+        bits = rule.factor_bits if rule else None
+        if bits in (None, UNQUANTIZED_BITS):
+            return None
+        return quantization(bits, self.quantize.group_size if self.quantize else None)
 
 
 def check_rules(recipe: Recipe, projections: list[Projection], n_layers: int) -> None:

@@ -6,15 +6,21 @@ from typing import Any
 
 import yaml
 
-from mlx_svd.checkpoint.layout import quantization
+from mlx_svd.checkpoint.layout import Quantization, quantization
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.plan.budget import Budget, parse_budget
+from mlx_svd.plan.candidates import parse_choices
 from mlx_svd.plan.plan import PLAN_FORMAT
 from mlx_svd.plan.policy import RankPolicy, parse_energy
-from mlx_svd.plan.recipe import UNQUANTIZED_BITS, Recipe, Rule, parse_projections
+from mlx_svd.plan.recipe import Recipe, Rule, parse_projections
 
 _POLICY_KEYS = tuple(f.name for f in fields(RankPolicy))
-_RULE_KEYS = {f.name for f in fields(Rule)} - {"policy"} | set(_POLICY_KEYS)
-_RECIPE_KEYS = {f.name for f in fields(Recipe)} - {"policy", "quantize"} | set(_POLICY_KEYS)
+_BUDGET_KEYS = tuple(f.name for f in fields(Budget))
+_CHOICE_KEYS = {"forms", "bits", "group_size"}
+_RULE_KEYS = {f.name for f in fields(Rule)} - {"policy", "exact"} | set(_POLICY_KEYS)
+_RECIPE_KEYS = {f.name for f in fields(Recipe)}
+_RECIPE_KEYS -= {"policy", "quantize", "budget", "choices", "modules"}
+_RECIPE_KEYS |= {*_POLICY_KEYS, *_BUDGET_KEYS}
 _QUANTIZE_KEYS = {"bits", "group_size", "mode"}
 
 
@@ -39,13 +45,19 @@ def load_recipe_fields(path: Path) -> dict[str, Any]:
 
 
 def _recipe_fields(content: dict) -> dict[str, Any]:
-    _check_keys(content, _RECIPE_KEYS | {"quantize"}, "the recipe")
-    chosen = {k: v for k, v in content.items() if k in _RECIPE_KEYS and k not in _POLICY_KEYS}
+    _check_keys(content, _RECIPE_KEYS | {"quantize", "choices"}, "the recipe")
+    apart = (*_POLICY_KEYS, *_BUDGET_KEYS)
+    chosen = {k: v for k, v in content.items() if k in _RECIPE_KEYS and k not in apart}
     _check_types(chosen, "the recipe")
     if "projections" in chosen:
         chosen["projections"] = parse_projections(chosen["projections"])
     if policy := _policy(content):
         chosen["policy"] = policy
+    if budget := {k: content[k] for k in _BUDGET_KEYS if content.get(k) is not None}:
+        chosen["budget"] = parse_budget(**budget)
+    if content.get("choices"):
+        _check_keys(content["choices"], _CHOICE_KEYS, "choices")
+        chosen["choices"] = parse_choices(**content["choices"])
     if "rules" in chosen:
         chosen["rules"] = tuple(_rule(i + 1, rule) for i, rule in enumerate(chosen["rules"]))
     if content.get("quantize"):
@@ -91,6 +103,10 @@ def _policy(content: dict) -> RankPolicy | None:
     return RankPolicy(**given) if given else None
 
 
+def _quantization(entry: dict | None) -> Quantization | None:
+    return quantization(**entry) if entry else None
+
+
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "match": (str, list),
     "layers": (int, list),
@@ -104,6 +120,9 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "per_head": bool,
     "form": str,
     "dtype": str,
+    "scorer": str,
+    "importance_window": int,
+    "factor_bits": int,
 }
 
 
@@ -134,14 +153,14 @@ def _plan_fields(plan: dict) -> dict[str, Any]:
         for entry in plan["projections"]:
             if entry["projection"] not in plan["compressible"]:
                 continue
-            ranks, q = entry["ranks"], entry["quantization"]
+            ranks = entry["ranks"]
             rules.append(
                 Rule(
                     match=(entry["path"],),
                     skip=ranks is None,
                     ranks=tuple(ranks) if ranks else None,
                     form=None if ranks is None else entry["form"],
-                    bits=q["bits"] if q else UNQUANTIZED_BITS,
+                    exact=(_quantization(entry["quantization"]), _quantization(entry["factors"])),
                 )
             )
         quantize = plan["quantize"]
@@ -151,6 +170,9 @@ def _plan_fields(plan: dict) -> dict[str, Any]:
             "quantize": quantization(**quantize) if quantize else None,
             "rank_multiple": plan["rank_multiple"],
             "dtype": plan["dtype"],
+            "scorer": plan["scorer"],
+            "importance_window": plan["importance_window"],
+            "modules": {path: _quantization(q) for path, q in plan["modules"].items()},
         }
     except (KeyError, TypeError) as error:
         raise MlxSvdError(f"not a complete saved plan: {error} is missing or wrong") from error

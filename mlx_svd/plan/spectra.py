@@ -1,10 +1,11 @@
-"""The squared singular values of every projection that an energy policy asks about."""
+"""The energies of the components of every projection that an energy policy asks about."""
 
 from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_svd.calibrate.scorers import Scoring
 from mlx_svd.linalg.spectrum import component_energies
 from mlx_svd.parallel import default_workers, ordered_map
 from mlx_svd.source.families import Projection
@@ -19,12 +20,13 @@ def head_rows(weight: np.ndarray, heads: int) -> np.ndarray:
 def measure_spectra(
     source: Source,
     wanted: dict[str, int],
+    scoring: Scoring,
     advance: Callable[[str], None] = lambda path: None,
 ) -> dict[str, list[np.ndarray]]:
     """Projection path -> one spectrum for the matrix, or one for each head.
 
     wanted: path -> 1 for the whole matrix, or the number of heads; advance: told each path when
-    it is done. Weights are read one at a time.
+    it is done. Weights are read one at a time. The energies are those of the scorer.
     """
 
     def weights() -> Iterator[tuple[Projection, np.ndarray]]:
@@ -41,7 +43,12 @@ def measure_spectra(
     def measure(item: tuple[Projection, np.ndarray]) -> tuple[str, list[np.ndarray]]:
         projection, weight = item
         heads = head_rows(weight, wanted[projection.path])
-        return projection.path, [component_energies(head) for head in heads]
+        if scoring.scorer == "plain":
+            return projection.path, [component_energies(head) for head in heads]
+        scored, rows = scoring(projection, weight), len(heads[0])
+        parts = [scored.rows(slice(i * rows, (i + 1) * rows)) for i in range(len(heads))]
+        spectra = [p.decompose(h).energies for p, h in zip(parts, heads, strict=True)]
+        return projection.path, spectra
 
     spectra = {}
     for path, energies in ordered_map(measure, weights(), default_workers()):

@@ -15,9 +15,13 @@ from mlx_svd.source.source import Source
 
 
 def make_units(
-    source: Source, recipe: Recipe, plans: dict[str, ProjectionPlan]
+    source: Source,
+    recipe: Recipe,
+    plans: dict[str, ProjectionPlan],
+    chosen: dict[str, Quantization | None],
 ) -> tuple[Unit, ...]:
-    """All modules in the architecture's order; plans: of every projection, by path."""
+    """All modules in the architecture's order; plans: of every projection, by path;
+    chosen: quantization of other modules where it is not ``recipe.quantize``."""
     linears = {linear.path: index for index, linear in enumerate(source.linears)}
     modules = dict(source.skeleton.named_modules())
     names: dict[str, list[str]] = {}
@@ -29,7 +33,7 @@ def make_units(
         if path in linears:
             tensors = _linear_tensors(source, recipe, source.linears[linears[path]], plans)
         else:
-            quantize = _module_quantization(modules.get(path), recipe.quantize)
+            quantize = _module_quantization(modules.get(path), chosen.get(path, recipe.quantize))
             tensors = _module_tensors(source, recipe, sources, quantize)
         units.append(Unit(path, tuple(sources), tuple(tensors), linears.get(path), quantize))
     return tuple(units)
@@ -81,6 +85,6 @@ def _linear_tensors(
     for part in parts:
         p, ranks = part.projection, part.ranks or (0,)
         tensors += projection_tensors(
-            p.path, part.form, p.shape, ranks, p.bias, dtype, part.quantization
+            p.path, part.form, p.shape, ranks, p.bias, dtype, part.quantization, part.factors
         )
     return tensors

@@ -1,0 +1,71 @@
+"""Look at the inputs and output gradients of linear modules while a model runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from mlx_svd.source.families import LinearModule
+
+
+class Tap(nn.Module):
+    """Stands in for a linear module: keeps its last input, and adds ``shift`` to its output, so
+    that the gradient with respect to the shift is the gradient of the output."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+        self._seen: dict[str, mx.array | None] = {"input": None, "shift": None}
+
+    def __call__(self, x: mx.array) -> mx.array:
+        self._seen["input"] = x
+        y = self.module(x)
+        shift = self._seen["shift"]
+        return y if shift is None else y + shift
+
+
+@contextmanager
+def tapped(model: nn.Module, linears: list[LinearModule]) -> Iterator[list[Tap]]:
+    """The model with taps on ``linears``, in their order; taken off again at the end."""
+    modules = dict(model.named_modules())
+    taps = {linear.path: Tap(modules[linear.path]) for linear in linears}
+    model.update_modules(tree_unflatten(list(taps.items())))
+    try:
+        yield list(taps.values())
+    finally:
+        originals = [(path, tap.module) for path, tap in taps.items()]
+        model.update_modules(tree_unflatten(originals))
+
+
+def inputs_of(model: nn.Module, taps: list[Tap], tokens: mx.array) -> list[mx.array]:
+    """The input (tokens, n) of each tapped module; tokens: (B, L)."""
+    for tap in taps:
+        tap._seen["shift"] = None
+    model(tokens)
+    return [_rows(tap._seen["input"]) for tap in taps]
+
+
+def gradients_of(
+    model: nn.Module, taps: list[Tap], tokens: mx.array, outputs: list[int]
+) -> tuple[mx.array, list[mx.array], list[mx.array]]:
+    """Loss summed over the predictions of ``tokens`` (B, L), and for each tapped module its input
+    and the gradient at its output, (B (L - 1), n) and (.., m); outputs: m of each module."""
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+
+    def loss(shifts: list[mx.array]) -> tuple[mx.array, list[mx.array]]:
+        for tap, shift in zip(taps, shifts, strict=True):
+            tap._seen["shift"] = shift
+        logits = model(inputs).astype(mx.float32)
+        total = nn.losses.cross_entropy(logits, targets, reduction="sum")
+        return total, [tap._seen["input"] for tap in taps]
+
+    dtypes = [tap.module.weight.dtype for tap in taps]
+    shifts = [mx.zeros((*inputs.shape, m), t) for m, t in zip(outputs, dtypes, strict=True)]
+    (total, seen), gradients = mx.value_and_grad(loss)(shifts)
+    return total, [_rows(x) for x in seen], [_rows(g) for g in gradients]
+
+
+def _rows(x: mx.array) -> mx.array:
+    return x.reshape(-1, x.shape[-1]).astype(mx.float32)
