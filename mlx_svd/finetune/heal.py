@@ -69,7 +69,7 @@ def heal(
         raise MlxSvdError(f"{target}: exists already; delete it or give another --mlx-path")
     pair = open_pair(str(model), str(teacher), settings.dtype)
     folder = pair.student_folder.path
-    names = trainable(pair.student, pair.section, settings.train, str(folder))
+    groups = trainable(pair.student, pair.section, settings.train, str(folder))
     windows = read_windows(
         pair.tokenizer,
         text,
@@ -86,8 +86,8 @@ def heal(
     try:
         states = StateFolder(target, digest)
         saved = states.load()
-        start = _start(folder, names)
-        trainer = Trainer(pair.student, pair.teacher, start, data, settings)
+        start = _start(folder, list(groups))
+        trainer = Trainer(pair.student, pair.teacher, start, groups, data, settings)
         state = trainer.run(saved, states.save, advance)
         healed = _summary(target, trainer, state, start, data, windows)
         trained = trainer.stored(state.arrays["best"])

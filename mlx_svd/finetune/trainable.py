@@ -19,23 +19,23 @@ from mlx_svd.errors import MlxSvdError
 _GROUPS = ("factors", "norms", "scales")
 
 
-def trainable(model: nn.Module, section: dict | None, train: str, name: str) -> list[str]:
-    """Names of the parameters to train, in model order.
+def trainable(model: nn.Module, section: dict | None, train: str, name: str) -> dict[str, str]:
+    """Names of the parameters to train, in model order, each with its group.
 
     section: the checkpoint's ``mlx_svd`` section, None for one that mlx-lm quantized; train: a
     group above or "all"; name: of the checkpoint, for the MlxSvdError when nothing is left.
     """
     groups = _grouped(model, section)
     wanted = _GROUPS if train == "all" else (train,)
-    names = [parameter for parameter, group in groups.items() if group in wanted]
-    if not names:
+    chosen = {parameter: group for parameter, group in groups.items() if group in wanted}
+    if not chosen:
         there = sorted(set(groups.values()))
         remedy = f"use --train all or {' or '.join(there)}" if there else "it cannot be healed"
         raise MlxSvdError(
             f"{name}: has nothing to train with --train {train} (low-rank factors, norms, biases, "
             f"or scales of affine quantization); {remedy}"
         )
-    return names
+    return chosen
 
 
 def _grouped(model: nn.Module, section: dict | None) -> dict[str, str]:

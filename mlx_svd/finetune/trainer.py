@@ -3,9 +3,10 @@
 Not ``mlx_lm.quant.dwq.dwq_quantize``: that trains scales and biases of leaves below 8 bits only,
 takes a step per batch in bfloat16, keeps the last state and not the best, and cannot be resumed.
 
-A trained tensor is ``start + rms(start) * delta``: Adam moves the deltas, so that one learning
-rate, a relative one, serves factors, norms and scales of every model (the parameter scaling of
-Adafactor, 1804.04235). Deltas begin at zero: an untrained tensor is exactly the stored one.
+A trained tensor is ``start + share * rms(start) * delta``: Adam moves the deltas, so that one
+learning rate, a relative one, serves every tensor of every model (the parameter scaling of
+Adafactor, 1804.04235). Deltas begin at zero: an untrained tensor is exactly the stored one. A
+scale moves a whole group of weights, so its share is smaller (measured: docs/healing.md).
 """
 
 import math
@@ -25,6 +26,7 @@ from mlx_svd.finetune.state import TrainingState
 
 # Adafactor's floor under the root mean square: biases may be zero.
 _SMALLEST_RMS = 1e-3
+_SHARES = {"factors": 1.0, "norms": 1.0, "scales": 0.3}
 _WARM_UP_SHARE, _LAST_LR_SHARE, _LARGEST_GRADIENT = 0.1, 0.05, 1.0
 
 
@@ -50,13 +52,17 @@ def learning_rate(step: int, steps: int, lr: float) -> float:
 
 
 class Trainer:
-    """Trains ``start`` (parameter name -> stored tensor) of ``student`` against ``teacher``."""
+    """Trains ``start`` (parameter name -> stored tensor) of ``student`` against ``teacher``.
+
+    groups: parameter name -> its group, as :func:`trainable` gives it.
+    """
 
     def __init__(
         self,
         student: nn.Module,
         teacher: nn.Module,
         start: dict[str, mx.array],
+        groups: dict[str, str],
         data: HealingData,
         settings: HealSettings,
     ):
@@ -65,8 +71,9 @@ class Trainer:
         self.steps = settings.count_steps(len(data.training))
         self._stored = start
         self._start = {name: tensor.astype(mx.float32) for name, tensor in start.items()}
-        self._rms = {
+        self._unit = {
             name: mx.maximum(mx.sqrt(mx.square(tensor).mean()), _SMALLEST_RMS)
+            * _SHARES[groups[name]]
             for name, tensor in self._start.items()
         }
         self._dtype = getattr(mx, settings.dtype)
@@ -76,7 +83,7 @@ class Trainer:
     # -- values ---------------------------------------------------------------------------
 
     def _values(self, deltas: dict[str, mx.array]) -> dict[str, mx.array]:
-        return {name: self._start[name] + self._rms[name] * d for name, d in deltas.items()}
+        return {name: self._start[name] + self._unit[name] * d for name, d in deltas.items()}
 
     def stored(self, deltas: dict[str, mx.array]) -> dict[str, mx.array]:
         """The tensors that these deltas make, in the dtypes of the checkpoint."""
