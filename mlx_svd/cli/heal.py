@@ -69,8 +69,8 @@ def heal(
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Largest change of a number in a step, as a share of its tensor's root mean "
-            "square. Default: 0.003.",
+            help="Learning rate, as a share of each tensor's root mean square (0.3 of it for "
+            "scales of quantization). Default: 0.01.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,

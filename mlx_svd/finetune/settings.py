@@ -13,8 +13,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 @dataclass(frozen=True)
 class HealSettings:
     """train: which tensors; windows, length: calibration windows and tokens in each, held-out ones
-    included; epochs: passes over the training windows, or steps: optimizer steps; lr: largest
-    change of a number in one step, as a share of its tensor's root mean square; batch_size:
+    included; epochs: passes over the training windows, or steps: optimizer steps; lr: the learning
+    rate of Adam as a share of each tensor's root mean square (0.3 of it for scales); batch_size:
     windows in a step; dtype: of both models' forward passes (the trained values are float32);
     save_every: steps between two validations, each of which also saves the state.
 
@@ -26,7 +26,7 @@ class HealSettings:
     length: int = 512
     epochs: int | None = None
     steps: int | None = None
-    lr: float = 3e-3
+    lr: float = 1e-2
     batch_size: int = 4
     dtype: str = "float32"
     seed: int = 0

@@ -172,5 +172,6 @@ class Trainer:
             )
         raise MlxSvdError(
             f"the loss is not a number at step {step} of {self.steps} (--lr {self.settings.lr}); "
-            "the last saved state is kept; delete it and heal with a smaller --lr"
+            "the last saved state is kept; delete the .healing folder beside --mlx-path and heal "
+            "with a smaller --lr"
         )
