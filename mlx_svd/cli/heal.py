@@ -60,7 +60,7 @@ def heal(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(help="Passes over the windows. Default: 2.", rich_help_panel=_TRAINING),
+        typer.Option(help="Passes over the windows. Default: 1.", rich_help_panel=_TRAINING),
     ] = None,
     steps: Annotated[
         int | None,
@@ -75,12 +75,12 @@ def heal(
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Windows in a step. Default: 4.", rich_help_panel=_TRAINING)
+        int | None, typer.Option(help="Windows in a step. Default: 2.", rich_help_panel=_TRAINING)
     ] = None,
     save_every: Annotated[
         int | None,
         typer.Option(
-            help="Steps between two validations; each saves the state too. Default: 16.",
+            help="Steps between two validations; each saves the state too. Default: 32.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,

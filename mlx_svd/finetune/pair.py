@@ -31,7 +31,7 @@ class Pair:
     config: dict
     section: dict | None
     tokenizer: Any
-    vocab_size: int
+    vocab_size: int | None
 
 
 def open_pair(model: str, teacher: str, dtype: str) -> Pair:
@@ -76,7 +76,7 @@ def open_pair(model: str, teacher: str, dtype: str) -> Pair:
         config,
         section,
         tokenizer,
-        config["vocab_size"],
+        config.get("vocab_size"),
     )
 
 

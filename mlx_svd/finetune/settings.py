@@ -7,6 +7,7 @@ from mlx_svd.errors import MlxSvdError
 
 # What --train may name: see finetune/trainable.py.
 TRAIN = ("all", "factors", "norms", "scales")
+DEFAULT_EPOCHS = 1
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -27,10 +28,10 @@ class HealSettings:
     epochs: int | None = None
     steps: int | None = None
     lr: float = 1e-2
-    batch_size: int = 4
+    batch_size: int = 2
     dtype: str = "float32"
     seed: int = 0
-    save_every: int = 16
+    save_every: int = 32
 
     def __post_init__(self):
         if self.train not in TRAIN:
@@ -60,6 +61,3 @@ class HealSettings:
     def to_json(self) -> dict:
         """For digests and records."""
         return asdict(self)
-
-
-DEFAULT_EPOCHS = 2
