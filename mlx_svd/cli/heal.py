@@ -70,7 +70,7 @@ def heal(
         float | None,
         typer.Option(
             help="Learning rate, as a share of each tensor's root mean square (0.3 of it for "
-            "scales of quantization). Default: 0.01.",
+            "scales of quantization). Default: 0.005.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,

@@ -27,7 +27,7 @@ class HealSettings:
     length: int = 512
     epochs: int | None = None
     steps: int | None = None
-    lr: float = 1e-2
+    lr: float = 5e-3
     batch_size: int = 2
     dtype: str = "float32"
     seed: int = 0
