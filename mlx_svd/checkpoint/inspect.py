@@ -8,6 +8,8 @@ from mlx_svd.checkpoint.loader import checkpoint_section, tensor_bytes
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.source.resolve import CHECKPOINT_PATTERNS, resolve_model
 
+_HEALED_KEYS = {"teacher", "text", "steps", "kl_before", "kl_after"}
+
 
 @dataclass(frozen=True)
 class InspectedProjection:
@@ -32,7 +34,8 @@ class InspectedProjection:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A checkpoint's table. nbytes: all tensor data on disk."""
+    """A checkpoint's table. nbytes: all tensor data on disk; healed: the record of ``mlx-svd heal``
+    (teacher, text, kl_before, kl_after, ...), None if it was not."""
 
     base_model: str
     revision: str | None
@@ -40,6 +43,7 @@ class Inspection:
     plan_digest: str
     projections: tuple[InspectedProjection, ...]
     nbytes: int
+    healed: dict | None = None
 
 
 def inspect(checkpoint: str | Path) -> Inspection:
@@ -51,6 +55,7 @@ def inspect(checkpoint: str | Path) -> Inspection:
     """
     folder = resolve_model(str(checkpoint), None, CHECKPOINT_PATTERNS).path
     section = checkpoint_section(folder)
+    _check_healed(folder, section)
     sizes = tensor_bytes(folder)
     return Inspection(
         base_model=section["base_model"],
@@ -61,7 +66,17 @@ def inspect(checkpoint: str | Path) -> Inspection:
             _projection(path, entry, sizes) for path, entry in section["projections"].items()
         ),
         nbytes=sum(sizes.values()),
+        healed=section.get("healed"),
     )
+
+
+def _check_healed(folder: Path, section: dict) -> None:
+    healed = section.get("healed")
+    if healed is not None and not (isinstance(healed, dict) and healed.keys() >= _HEALED_KEYS):
+        raise MlxSvdError(
+            f"{folder / 'config.json'}: its mlx_svd.healed section is damaged; copy or download "
+            "the checkpoint again"
+        )
 
 
 def _projection(path: str, entry: dict, sizes: dict[str, int]) -> InspectedProjection:

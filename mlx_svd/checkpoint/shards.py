@@ -7,7 +7,7 @@ import mlx.core as mx
 from mlx_svd.checkpoint.layout import TensorSpec, total_bytes
 
 MAX_SHARD_BYTES = 5 << 30
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     mx.float32: "F32",
     mx.float16: "F16",
     mx.bfloat16: "BF16",
@@ -42,7 +42,7 @@ class Shards:
         for name in names:
             for spec in self.units[name]:
                 entries[spec.name] = {
-                    "dtype": _SAFETENSORS_DTYPES[spec.dtype],
+                    "dtype": SAFETENSORS_DTYPES[spec.dtype],
                     "shape": list(spec.shape),
                     "data_offsets": [end, end + spec.nbytes],
                 }

@@ -1,7 +1,7 @@
 """The ``mlx-svd`` command: its subcommands, its errors and its exit codes.
 
 Exit codes: 0 done, 1 something unexpected failed, 2 bad input (one line on stderr), 130 Ctrl-C
-(a compression continues when repeated).
+(a compression or healing continues when repeated).
 """
 
 import sys
@@ -14,6 +14,7 @@ from mlx_svd import __version__
 from mlx_svd.cli.compress import compress
 from mlx_svd.cli.demo import demo
 from mlx_svd.cli.generate import generate
+from mlx_svd.cli.heal import heal
 from mlx_svd.cli.inspect import inspect
 from mlx_svd.cli.plan import plan
 from mlx_svd.errors import MlxSvdError
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (compress, plan, inspect, generate, demo):
+for command in (compress, plan, inspect, heal, generate, demo):
     app.command()(command)
 
 
@@ -59,8 +60,8 @@ def main() -> None:
     except SystemExit as done:
         if done.code == _INTERRUPTED:  # Typer's own handling of Ctrl-C prints nothing
             print(
-                "interrupted; a compression continues where it stopped when the same command is "
-                "repeated",
+                "interrupted; a compression or healing continues where it stopped when the same "
+                "command is repeated",
                 file=sys.stderr,
             )
         raise

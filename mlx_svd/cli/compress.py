@@ -57,7 +57,7 @@ def compress(
     for note in plan.notes:
         progress_console().print(f"note: {note}")
     with progress("compressing", unit_work(plan)) as advance:
-        run(source, plan, mlx_path, _command(), lambda unit: advance(unit.path), workers)
+        run(source, plan, mlx_path, command_line(), lambda unit: advance(unit.path), workers)
     if json_:
         print(json.dumps({"mlx_path": str(mlx_path), "plan": plan.to_json()}, indent=2))
     else:
@@ -69,7 +69,7 @@ def compress(
         )
 
 
-def _command() -> str:
+def command_line() -> str:
     """The command for the model card, with the names of local files but not their folders."""
     words = []
     for word in sys.argv[1:]:

@@ -94,6 +94,12 @@ def print_inspection(inspection: "Inspection") -> None:
     source = inspection.base_model + (f" @ {inspection.revision}" if inspection.revision else "")
     out.print(f"base model: {source}; mlx-svd {inspection.version}")
     out.print(f"tensor data on disk: {inspection.nbytes:,} bytes")
+    if healed := inspection.healed:
+        result = f"KL {healed['kl_before']:.4f} -> {healed['kl_after']:.4f} nats per token"
+        out.print(
+            f"healed: {healed['steps']} steps from {healed['teacher']} on {healed['text']}, "
+            f"{result}; the weight errors are those before"
+        )
     if again:
         out.print("* saved again by another program since: the error is that of the compression")
 

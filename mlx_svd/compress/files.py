@@ -26,7 +26,7 @@ def checkpoint_files(
         for path in sorted(source.folder.glob(pattern))
         if path.is_file()
     }
-    files |= _model_files(config)
+    files |= model_files(config)
     files[PLAN_FILE] = _json(plan.to_json())
     files["README.md"] = model_card(config, plan.to_json(), source.folder, command).encode()
     files["config.json"] = _json(dict(sorted(config.items())))
@@ -122,7 +122,7 @@ def _own_architecture(model_type: str) -> Path:
     return Path(models.__file__).with_name(f"modeling_{model_type}.py")
 
 
-def _model_files(config: dict) -> dict[str, bytes]:
+def model_files(config: dict) -> dict[str, bytes]:
     """The model code that ``model_file`` needs, copied as it is."""
     if "model_file" not in config:
         return {}
