@@ -19,10 +19,11 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_svd.checkpoint.loader import load
+from mlx_svd.checkpoint.loader import load_model
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.experiments.rival_methods import quantize_rival
 from mlx_svd.experiments.rival_spec import RivalSpec
+from mlx_svd.source.source import all_finite
 
 
 def main() -> None:
@@ -63,12 +64,11 @@ def run(spec: RivalSpec, model: str, windows: str | None, out: str, seed: int) -
 
 def _load_dense(folder: Path) -> tuple[nn.Module, dict, Any]:
     """(lazy model in the stored dtype, config that mlx-lm can read, tokenizer)."""
-    from mlx_svd.checkpoint.loader import load_model
+    from mlx_lm.utils import load_tokenizer
 
-    _, tokenizer = load(folder, lazy=True)
     model, config = load_model(folder, lazy=True)
     config.pop("model_file", None)
-    return model, config, tokenizer
+    return model, config, load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
 
 
 def _check_tokens(tokens: np.ndarray | None, config: dict) -> None:
@@ -84,7 +84,7 @@ def _check_tokens(tokens: np.ndarray | None, config: dict) -> None:
 def as_stored(model: nn.Module, dtypes: dict[str, mx.Dtype]) -> None:
     """Cast parameters back to the dtypes of the dense model's (by name); the scales and biases of
     a quantized layer to that of the weight that they replace. This is what mlx-lm stores when it
-    computes in the source's dtype."""
+    computes in the source's dtype. Raises MlxSvdError naming a tensor that is not finite."""
     stored = []
     for name, parameter in tree_flatten(model.parameters()):
         path, _, kind = name.rpartition(".")
@@ -92,8 +92,11 @@ def as_stored(model: nn.Module, dtypes: dict[str, mx.Dtype]) -> None:
         if mx.issubdtype(parameter.dtype, mx.floating):
             parameter = parameter.astype(dtypes[origin])
         stored.append((name, parameter))
+        # Some method diverged, for example dwq at too large a learning rate.
+        mx.eval(parameter)
+        if mx.issubdtype(parameter.dtype, mx.floating) and not all_finite(parameter):
+            raise MlxSvdError(f"{name}: is NaN or infinite after quantization")
     model.update(tree_unflatten(stored))
-    mx.eval(model.parameters())
 
 
 def multiply_written_out() -> None:

@@ -1,6 +1,7 @@
 """Quantized checkpoints of the dense model, made by mlx-lm's own code: what a low-rank checkpoint
 has to beat at equal bytes."""
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -27,10 +28,10 @@ _EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt|Exit)\b.*", re.MUL
 @dataclass(frozen=True)
 class RivalRecord:
     """One rival. command: the mlx-lm command that it stands for; windows: how many windows of
-    tokens it was calibrated on; folder: the checkpoint; nbytes: of all tensors on disk;
-    bits_per_weight: those bytes over the dense model's parameters; seconds, cpu_seconds,
-    peak_memory_bytes: of loading, quantizing and saving, the imports' memory included;
-    settings: bits, learning rate and so on, and what the method reports about itself.
+    tokens it was calibrated on, digest: their SHA-256; folder: the checkpoint; nbytes: of all
+    tensors on disk; bits_per_weight: those bytes over the dense model's parameters; seconds,
+    cpu_seconds, peak_memory_bytes: of loading, quantizing and saving, the imports' memory
+    included; settings: bits, learning rate and so on, and what the method reports about itself.
 
     reason: None, or in one line why it did not run; the numbers are then None.
     """
@@ -38,6 +39,7 @@ class RivalRecord:
     name: str
     command: str
     windows: int
+    digest: str | None
     seed: int
     folder: Path | None = None
     nbytes: int | None = None
@@ -76,8 +78,10 @@ def make_rival(
     model, out = Path(model_folder), Path(out_folder)
     tokens = windows.tokens if isinstance(windows, Windows) else windows
     config = _check_input(spec, model, out, tokens)
-    used = len(tokens) if spec.calibrated else 0
-    head = {"name": name, "command": spec.command, "windows": used, "seed": seed}
+    tokens = np.ascontiguousarray(tokens, dtype=np.int32) if spec.calibrated else None
+    head: dict[str, Any] = {"name": name, "command": spec.command, "seed": seed}
+    head["windows"] = 0 if tokens is None else len(tokens)
+    head["digest"] = None if tokens is None else hashlib.sha256(tokens.tobytes()).hexdigest()
     if reason := _missing_model_type(config):
         return RivalRecord(**head, reason=reason)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -85,9 +89,9 @@ def make_rival(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
         request: dict[str, Any] = {"spec": asdict(spec), "model": str(model), "seed": seed}
         request |= {"windows": None, "out": f"{work}/model", "result": f"{work}/result.json"}
-        if spec.calibrated:
+        if tokens is not None:
             request["windows"] = f"{work}/windows.npy"
-            np.save(request["windows"], np.asarray(tokens, dtype=np.int32))
+            np.save(request["windows"], tokens)
         if reason := _run(request, timeout):
             return RivalRecord(**head, reason=reason)
         result = json.loads(Path(request["result"]).read_text())
