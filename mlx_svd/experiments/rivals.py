@@ -4,6 +4,7 @@ has to beat at equal bytes."""
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+import mlx_svd
 from mlx_svd.calibrate.text import Windows
 from mlx_svd.checkpoint.loader import tensor_bytes
 from mlx_svd.errors import MlxSvdError
@@ -128,10 +130,18 @@ def _missing_model_type(config: dict) -> str | None:
 
 def _run(request: dict[str, Any], timeout: float | None) -> str | None:
     """Run the child to its end; None, or why it failed."""
-    command = [sys.executable, "-m", "mlx_svd.experiments.rival_runner", json.dumps(request)]
+    # -P and the path: this very package, not one that lies in the working directory.
+    command = [sys.executable, "-P", "-m", "mlx_svd.experiments.rival_runner"]
+    paths = [str(Path(mlx_svd.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+            [*command, json.dumps(request)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment,
         )
     except subprocess.TimeoutExpired:
         return f"took longer than {timeout:g} seconds"

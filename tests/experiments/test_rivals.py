@@ -147,6 +147,15 @@ def test_a_process_that_is_killed_becomes_a_reason(tiny, windows, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_process_runs_this_package_whatever_the_working_directory_holds(
+    tiny, tmp_path, monkeypatch
+):
+    (tmp_path / "mlx_svd").mkdir()
+    (tmp_path / "mlx_svd/__init__.py").write_text("raise SystemExit('another package')")
+    monkeypatch.chdir(tmp_path)
+    assert make_rival("q4", tiny(), tmp_path / "out").reason is None
+
+
 def test_ids_beyond_the_vocabulary_become_a_reason(tiny, tmp_path):
     record = make_rival("gptq4", tiny(), tmp_path / "out", np.full((1, 8), VOCAB, np.int32))
     assert record.reason.startswith(f"windows: token id {VOCAB} is beyond")
