@@ -46,6 +46,8 @@ def run(spec: RivalSpec, model: str, windows: str | None, out: str, seed: int) -
     tokens = None if windows is None else np.load(windows)
     dense, config, tokenizer = _load_dense(Path(model))
     _check_tokens(tokens, config)
+    if not spec.calibrated:
+        _cast_as_convert(dense, config)
     parameters = get_total_parameters(dense)
     dtypes = {name: p.dtype for name, p in tree_flatten(dense.parameters())}
     if mx.default_device() == mx.Device(mx.cpu):
@@ -69,6 +71,23 @@ def _load_dense(folder: Path) -> tuple[nn.Module, dict, Any]:
     model, config = load_model(folder, lazy=True)
     config.pop("model_file", None)
     return model, config, load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
+
+
+def _cast_as_convert(model: nn.Module, config: dict) -> None:
+    """mlx_lm convert stores everything in the config's torch_dtype, if it names one; mlx-lm's
+    other quantizers keep the dtype of the files."""
+    from mlx_lm.convert import MODEL_CONVERSION_DTYPES
+
+    dtype = config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype")
+    if dtype not in MODEL_CONVERSION_DTYPES:
+        return
+    may_cast = getattr(model, "cast_predicate", lambda name: True)
+    cast = [
+        (name, p.astype(getattr(mx, dtype)))
+        for name, p in tree_flatten(model.parameters())
+        if may_cast(name) and mx.issubdtype(p.dtype, mx.floating)
+    ]
+    model.update(tree_unflatten(cast))
 
 
 def _check_tokens(tokens: np.ndarray | None, config: dict) -> None:

@@ -61,6 +61,16 @@ def test_rivals_without_text_are_what_mlx_lm_convert_writes(name, flags, rival, 
     assert (record.windows, record.digest) == (0, None)
 
 
+def test_rivals_without_text_are_stored_in_the_dtype_that_the_config_names(tiny, tmp_path):
+    model = shutil.copytree(tiny(), tmp_path / "model")  # stored in bfloat16
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"torch_dtype": "float16"}))
+    record = make_rival("q4", model, tmp_path / "out")
+    mlx_lm.convert(str(model), tmp_path / "stock", quantize=True, q_group_size=64, q_bits=4)
+    assert_same_checkpoint(record.folder, tmp_path / "stock")
+    assert {h.dtype for h in read_headers(record.folder).values()} == {"F16", "U32"}
+
+
 def test_a_record_counts_the_bytes_on_disk(rival):
     record = rival("q3")
     parameters = VOCAB * 64 + 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128) + 5 * 64
