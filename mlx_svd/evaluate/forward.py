@@ -31,9 +31,10 @@ def next_token_logits(
             f"windows of shape {windows.shape}: need at least one window of two tokens or more"
         )
     vocabulary = vocabulary_size(model)
-    if windows.min() < 0 or windows.max() >= vocabulary:
+    outside = windows[(windows < 0) | (windows >= vocabulary)]
+    if len(outside):
         raise MlxSvdError(
-            f"token id {windows.max()} is beyond the model's vocabulary of {vocabulary}; "
+            f"token id {outside[0]} is beyond the model's vocabulary of {vocabulary}; "
             "tokenizer and model do not belong together"
         )
     step = max(1, LOGIT_BYTES // (4 * vocabulary * windows.shape[1]))

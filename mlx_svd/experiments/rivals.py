@@ -109,7 +109,7 @@ def _check_input(spec: RivalSpec, model: Path, out: Path, tokens: np.ndarray | N
         raise MlxSvdError(f"{model}: no such folder; give the folder of the dense model")
     config = read_config(model)
     read_headers(model)
-    if "quantization" in config or "mlx_svd" in config:
+    if {"quantization", "quantization_config", "mlx_svd"} & config.keys():
         raise MlxSvdError(f"{model}: is compressed already; rivals are made from the dense model")
     if out.exists():
         raise MlxSvdError(f"{out}: exists already; delete it or give another folder")
