@@ -15,6 +15,9 @@ _METHOD_BITS = {
 MIXED = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
 # Of Adam, for scales and biases. With mlx-lm's default of 1e-6 a hundred steps move a scale of
 # 0.03 by at most 1e-4, which is less than bfloat16 resolves there; it is for thousands of steps.
+# On a model of 16 million parameters, 21 steps of one window at 1e-4 lowered dwq's validation loss
+# at 2 bits (0.335 to 0.249; 0.243 at 5e-4) and raised it at 4 bits (0.013 to 0.015): more bits need
+# less, so compare the two validation losses in a record's settings before using its row.
 LEARNING_RATE = 1e-4
 BATCH_SIZE = 4
 _HELP = (
