@@ -1,1 +1,1 @@
-"""What a model does: text, perplexity, speed."""
+"""What a model does: likelihood, distance from the dense model, facts, text, speed."""

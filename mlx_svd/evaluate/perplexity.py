@@ -1,16 +1,30 @@
-"""Perplexity of a text in windows of equal length."""
+"""Perplexity of a text in windows of equal length, and its ratio between two models."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+
+from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.forward import next_token_logits
+from mlx_svd.evaluate.statistics import mean_interval
+
+
+@dataclass(frozen=True)
+class WindowLosses:
+    """sums (N,) float64: negative log-likelihood of each window in nats; counts (N,) int64: how
+    many of its tokens were scored (all but the first)."""
+
+    sums: np.ndarray
+    counts: np.ndarray
 
 
 @dataclass(frozen=True)
 class Perplexity:
     """perplexity = exp(mean negative log-likelihood of a token); low, high: 95 % interval from
-    the variation between windows; tokens: how many were scored."""
+    the variation between windows (0 and infinity for one window); tokens: how many were scored."""
 
     perplexity: float
     low: float
@@ -18,24 +32,81 @@ class Perplexity:
     tokens: int
 
 
-def perplexity(model: nn.Module, tokens: list[int], window: int = 512) -> Perplexity:
-    """Score a tokenized text in consecutive windows; within each, every token but the first.
+@dataclass(frozen=True)
+class PerplexityRatio:
+    """ratio: perplexity of a model over that of the base model on the same windows; low, high:
+    95 % interval, paired by window; windows: how many."""
 
-    A rest shorter than a quarter of a window is left out.
+    ratio: float
+    low: float
+    high: float
+    windows: int
+
+
+def window_losses(model: nn.Module, windows: np.ndarray) -> WindowLosses:
+    """Score windows (N, L) of token ids; within each, every token but the first.
+
+    Raises MlxSvdError if a loss is not finite, or for ids beyond the vocabulary.
     """
-    starts = range(0, len(tokens) - 1, window)
-    windows = [tokens[s : s + window] for s in starts if len(tokens) - s >= window // 4]
-    losses = [_window_losses(model, mx.array(part)[None]) for part in windows]
-    total = sum(sum_ for sum_, _ in losses)
-    count = sum(n for _, n in losses)
-    mean = total / count
-    means = [sum_ / n for sum_, n in losses]
-    spread = math.sqrt(sum((m - mean) ** 2 for m in means) / max(1, len(means) - 1) / len(means))
-    half = 1.96 * spread
-    return Perplexity(math.exp(mean), math.exp(mean - half), math.exp(mean + half), count)
+    windows = np.asarray(windows)
+    sums = np.zeros(len(windows))
+    for rows, logits, targets in next_token_logits(model, windows):
+        losses = nn.losses.cross_entropy(logits, targets, reduction="none").sum(axis=-1)
+        sums[rows] = np.array(losses, dtype=np.float64)
+    if not np.isfinite(sums).all():
+        worst = int(np.argmin(np.isfinite(sums)))
+        raise MlxSvdError(
+            f"window {worst}: the loss is {sums[worst]}; the model overflows or holds NaN, load it "
+            "in float32 or make the checkpoint again"
+        )
+    return WindowLosses(sums, np.full(len(windows), windows.shape[1] - 1))
 
 
-def _window_losses(model: nn.Module, inputs: mx.array) -> tuple[float, int]:
-    logits = model(inputs[:, :-1]).astype(mx.float32)
-    losses = nn.losses.cross_entropy(logits, inputs[:, 1:], reduction="sum")
-    return float(losses.item()), inputs.shape[1] - 1
+def perplexity_of(losses: WindowLosses) -> Perplexity:
+    """Perplexity with its interval from the losses of some windows."""
+    mean, low, high = mean_interval(losses.sums, losses.counts)
+    return Perplexity(_exp(mean), _exp(low), _exp(high), int(losses.counts.sum()))
+
+
+def ratio(losses: WindowLosses, base: WindowLosses) -> PerplexityRatio:
+    """Perplexity ratio of a model to the base model, from the losses of both on the same windows.
+
+    Most of the variation between windows is common to both models and cancels in the difference
+    of their losses, so this interval is far narrower than those of the two perplexities. Raises
+    MlxSvdError if the windows differ in number or length.
+    """
+    if not np.array_equal(losses.counts, base.counts):
+        raise MlxSvdError(
+            "perplexity ratio: the two models were scored on different windows; score both on "
+            "the same ones"
+        )
+    mean, low, high = mean_interval(losses.sums - base.sums, base.counts)
+    return PerplexityRatio(_exp(mean), _exp(low), _exp(high), len(base.sums))
+
+
+def perplexity(model: nn.Module, tokens: Sequence[int], window: int = 512) -> Perplexity:
+    """Perplexity of a tokenized text in consecutive windows.
+
+    A rest shorter than a quarter of a window is left out. Raises MlxSvdError for a shorter text.
+    """
+    ids = np.asarray(tokens, dtype=np.int64)
+    full = len(ids) // window
+    parts = [ids[: full * window].reshape(full, window)] if full else []
+    rest = ids[full * window :]
+    if len(rest) >= max(2, window // 4):
+        parts.append(rest[None])
+    if not parts:
+        raise MlxSvdError(
+            f"text of {len(ids)} tokens: less than a quarter of a window of {window}; give a "
+            "longer text or a shorter window"
+        )
+    scored = [window_losses(model, part) for part in parts]
+    return perplexity_of(
+        WindowLosses(
+            np.concatenate([s.sums for s in scored]), np.concatenate([s.counts for s in scored])
+        )
+    )
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 709 else math.inf

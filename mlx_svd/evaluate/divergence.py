@@ -1,0 +1,113 @@
+"""How far a model's next-token distributions are from those of the dense model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.forward import next_token_logits
+from mlx_svd.evaluate.statistics import mean_interval
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """kl: mean KL(base || model) per token in nats, over the whole vocabulary; agreement: share
+    of tokens at which both models rank the same token first; low and high of each: 95 % interval
+    from the variation between windows; tokens: positions compared."""
+
+    kl: float
+    kl_low: float
+    kl_high: float
+    agreement: float
+    agreement_low: float
+    agreement_high: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class BaseDistribution:
+    """What the base model predicts, kept for the rows of a sweep so that it runs once.
+
+    windows (N, L) int; log_probs (N, L-1, V) float16 or float32: natural logarithms; best
+    (N, L-1) int32: the most probable token before rounding, which makes ties. 8 windows of 512
+    tokens over 16,384 words take 134 MB in float16.
+    """
+
+    windows: np.ndarray
+    log_probs: np.ndarray
+    best: np.ndarray
+
+
+def base_distribution(
+    base: nn.Module, windows: np.ndarray, dtype: type = np.float16
+) -> BaseDistribution:
+    """Run the base model on windows (N, L) and keep its log-probabilities in ``dtype``."""
+    windows = np.asarray(windows)
+    log_probs = best = None
+    for rows, logits, _ in next_token_logits(base, windows):
+        if log_probs is None:
+            log_probs = np.empty((len(windows), *logits.shape[1:]), dtype=dtype)
+            best = np.empty(log_probs.shape[:2], dtype=np.int32)
+        log_probs[rows] = np.array(_log_softmax(logits))
+        best[rows] = np.array(mx.argmax(logits, axis=-1))
+    return BaseDistribution(windows, log_probs, best)
+
+
+def kl_divergence(
+    model: nn.Module, base: nn.Module | BaseDistribution, windows: np.ndarray
+) -> Divergence:
+    """KL(base || model) and top-1 agreement on windows (N, L) of token ids, in float32.
+
+    base: the dense model, or its kept predictions on these very windows. Kept ones are normalized
+    again, so that rounding to float16 leaves a proper distribution. Raises MlxSvdError if they
+    belong to other windows or another vocabulary, or if the result is not finite.
+    """
+    windows = np.asarray(windows)
+    kl, agree = np.zeros(len(windows)), np.zeros(len(windows))
+    expected = _expected(base, windows)
+    for rows, logits, _ in next_token_logits(model, windows):
+        for row in range(rows.start, rows.stop):
+            log_p, best = next(expected)
+            log_q = _log_softmax(logits[row - rows.start])
+            if log_p.shape != log_q.shape:
+                raise MlxSvdError(
+                    f"KL divergence: the models have {log_q.shape[-1]} and {log_p.shape[-1]} "
+                    "words; compare models of one vocabulary"
+                )
+            kl[row] = (mx.exp(log_p) * (log_p - log_q)).sum().item()
+            agree[row] = (mx.argmax(log_q, axis=-1) == best).sum().item()
+    if not np.isfinite(kl).all():
+        raise MlxSvdError(
+            f"window {int(np.argmin(np.isfinite(kl)))}: the KL divergence is not finite; a model "
+            "overflows or holds NaN, load it in float32 or make the checkpoint again"
+        )
+    counts = np.full(len(windows), windows.shape[1] - 1)
+    share, low, high = mean_interval(agree, counts)
+    agreement = (share, max(0.0, low), min(1.0, high))
+    mean, low, high = mean_interval(kl, counts)
+    return Divergence(mean, max(0.0, low), high, *agreement, int(counts.sum()))
+
+
+def _expected(
+    base: nn.Module | BaseDistribution, windows: np.ndarray
+) -> Iterator[tuple[mx.array, mx.array]]:
+    """(log-probabilities (L-1, V) float32, best (L-1,)) of the base model, window by window."""
+    if isinstance(base, BaseDistribution):
+        if not np.array_equal(base.windows, windows):
+            raise MlxSvdError(
+                "KL divergence: the base model's predictions were kept for other windows; give "
+                "the same windows"
+            )
+        for log_probs, best in zip(base.log_probs, base.best, strict=True):
+            yield _log_softmax(mx.array(log_probs).astype(mx.float32)), mx.array(best)
+        return
+    for _, logits, _ in next_token_logits(base, windows):
+        for row in logits:
+            yield _log_softmax(row), mx.argmax(row, axis=-1)
+
+
+def _log_softmax(logits: mx.array) -> mx.array:
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)

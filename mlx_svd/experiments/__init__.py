@@ -1,0 +1,1 @@
+"""Conditions side by side: quantized rivals of a compressed checkpoint."""
