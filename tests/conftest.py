@@ -68,3 +68,11 @@ def source_weights(folder: Path) -> dict[str, np.ndarray]:
         parts = linear.split(stream.take(f"{linear.path}.weight"))
         weights |= {p.path: np.array(parts[p.name], dtype=np.float64) for p in linear.projections}
     return weights
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Calibrations made by the commands go into a folder of this run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_SVD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

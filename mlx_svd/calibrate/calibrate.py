@@ -4,6 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,9 +16,10 @@ from mlx_svd.calibrate.statistics import (
     MOMENTS,
     Calibration,
     CalibrationInfo,
+    begin,
+    finished,
     input_group,
     layer_file,
-    load_calibration,
     model_digest,
     save_info,
     save_layer,
@@ -51,23 +53,11 @@ def calibrate(
     is reused, finished or not. Raises MlxSvdError for a folder with another one, and for NaN
     (names the layer).
     """
-    linears = [m for m in source.linears if any(p.name in projections for p in m.projections)]
-    info = CalibrationInfo(
-        base_model=source.name,
-        revision=source.revision,
-        model=model_digest(source),
-        origin=windows.origin,
-        text=windows.digest,
-        windows=len(windows),
-        length=windows.tokens.shape[1],
-        tokens=len(windows) * (windows.tokens.shape[1] - 1),
-        moments=tuple(name for name in MOMENTS if name in ("input", *moments)),
-        projections=tuple(projections),
-        dtype=str(linears and _dtype(model, linears[0])),
-        layers=1 + max(linear.projections[0].layer for linear in linears),
-    )
-    if (found := existing(folder, info)) is not None:
+    info = calibration_info(source, model, windows, projections, moments)
+    if (found := finished(folder, info)) is not None:
         return found
+    begin(folder, info)
+    linears = _linears(source, projections)
     began, cpu = time.perf_counter(), time.process_time()
     total, count = 0.0, 0
     for number, part in enumerate(_passes(linears, info, folder, max_accumulator_bytes)):
@@ -79,35 +69,41 @@ def calibrate(
                 advance(f"{number}/{index}")
         for layer, arrays in accumulator.layers().items():
             save_layer(folder, layer, arrays)
-    mean = total / count if count and info.moments != ("input",) else None
-    finished = CalibrationInfo(
-        **{
-            **{k: v for k, v in vars(info).items() if k != "digest"},
-            "loss": mean,
-            "module_losses": module_losses(model, source, windows) if "output" in moments else {},
-            "seconds": round(time.perf_counter() - began, 2),
-            "cpu_seconds": round(time.process_time() - cpu, 2),
-            "peak_memory": peak_memory(),
-        }
+    complete = replace(
+        info,
+        loss=total / count if count and info.moments != ("input",) else None,
+        module_losses=module_losses(model, source, windows) if "output" in moments else {},
+        seconds=round(time.perf_counter() - began, 2),
+        cpu_seconds=round(time.process_time() - cpu, 2),
+        peak_memory=peak_memory(),
     )
-    save_info(folder, finished)
-    return Calibration(folder, finished)
+    save_info(folder, complete)
+    return Calibration(folder, complete)
 
 
-def existing(folder: Path, info: CalibrationInfo) -> Calibration | None:
-    """The finished calibration in ``folder`` if it is this one; None if it is to be made."""
-    if not folder.exists():
-        folder.mkdir(parents=True)
-    marker = folder / "digest"
-    if marker.is_file() and marker.read_text() == info.digest:
-        return load_calibration(folder) if (folder / "calibration.json").is_file() else None
-    if any(folder.iterdir()):
-        raise MlxSvdError(
-            f"{folder}: holds something else (another model, text or settings); delete it or give "
-            "another folder"
-        )
-    marker.write_text(info.digest)
-    return None
+def calibration_info(
+    source: Source,
+    model: nn.Module,
+    windows: Windows,
+    projections: tuple[str, ...],
+    moments: tuple[str, ...],
+) -> CalibrationInfo:
+    """What a calibration with these settings is identified by."""
+    linears = _linears(source, projections)
+    return CalibrationInfo(
+        base_model=source.name,
+        revision=source.revision,
+        model=model_digest(source),
+        origin=windows.origin,
+        text=windows.digest,
+        windows=len(windows),
+        length=windows.tokens.shape[1],
+        tokens=len(windows) * (windows.tokens.shape[1] - 1),
+        moments=tuple(name for name in MOMENTS if name in ("input", *moments)),
+        projections=tuple(projections),
+        dtype=str(dict(model.named_modules())[linears[0].path].weight.dtype),
+        layers=1 + max(linear.projections[0].layer for linear in linears),
+    )
 
 
 def too_few_tokens(info: CalibrationInfo, source: Source) -> str | None:
@@ -131,12 +127,17 @@ def peak_memory() -> int:
 
 def passes(source: Source, projections: tuple[str, ...], moments: tuple[str, ...]) -> int:
     """How many times the text is run, for a progress bar."""
-    linears = [m for m in source.linears if any(p.name in projections for p in m.projections)]
-    return len(_split(linears, projections, moments, MAX_ACCUMULATOR_BYTES))
+    return len(_split(_linears(source, projections), projections, moments, MAX_ACCUMULATOR_BYTES))
 
 
-def _dtype(model: nn.Module, linear: LinearModule) -> mx.Dtype:
-    return dict(model.named_modules())[linear.path].weight.dtype
+def _linears(source: Source, projections: tuple[str, ...]) -> list[LinearModule]:
+    found = [m for m in source.linears if any(p.name in projections for p in m.projections)]
+    if not found:
+        raise MlxSvdError(
+            f"a {source.config['model_type']} model has no {', '.join(projections)} projection; "
+            "change --projections"
+        )
+    return found
 
 
 def _passes(linears, info: CalibrationInfo, folder: Path, limit: int) -> list[list[LinearModule]]:

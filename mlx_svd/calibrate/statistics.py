@@ -6,6 +6,7 @@ A calibration folder holds ``calibration.json`` (model, text, settings, digests)
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,8 @@ from mlx_svd.source.source import Source
 
 CALIBRATION_FORMAT = 1
 CALIBRATION_FILE = "calibration.json"
+# Names the calibration that a folder is for, from its beginning.
+_MARKER = "digest"
 # What can be measured: of the inputs (forward pass), and of the gradients (backward pass).
 MOMENTS = ("input", "output", "gradient")
 # The projections that see the same input.
@@ -171,6 +174,34 @@ def load_calibration(folder: Path) -> Calibration:
             f"{folder}: {layer_file(missing[0])} is missing; delete the folder and calibrate again"
         )
     return Calibration(folder, info)
+
+
+def finished(folder: Path, info: CalibrationInfo) -> Calibration | None:
+    """The calibration in ``folder`` if it is this one and complete; None if it is to be made or
+    continued. Raises MlxSvdError if the folder holds something else."""
+    marker = folder / _MARKER
+    if marker.is_file() and marker.read_text() == info.digest:
+        return load_calibration(folder) if (folder / CALIBRATION_FILE).is_file() else None
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MlxSvdError(
+            f"{folder}: holds something else (another model, text or settings); delete it or give "
+            "another folder"
+        )
+    return None
+
+
+def begin(folder: Path, info: CalibrationInfo) -> None:
+    """Mark a new or unfinished folder as that of this calibration."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / _MARKER, info.digest.encode())
+
+
+def cache_folder(info: CalibrationInfo) -> Path:
+    """Where a calibration is kept that was given no folder: MLX_SVD_CACHE, by default
+    ~/.cache/mlx-svd."""
+    root = Path(os.environ.get("MLX_SVD_CACHE", "~/.cache/mlx-svd")).expanduser()
+    return root / "calibration" / info.digest[:16]
 
 
 def model_digest(source: Source) -> str:

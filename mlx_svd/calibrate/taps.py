@@ -5,9 +5,11 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
+from mlx_svd.errors import MlxSvdError
 from mlx_svd.source.families import LinearModule
+from mlx_svd.source.source import all_finite
 
 
 class Tap(nn.Module):
@@ -69,3 +71,12 @@ def gradients_of(
 
 def _rows(x: mx.array) -> mx.array:
     return x.reshape(-1, x.shape[-1]).astype(mx.float32)
+
+
+def require_finite(model: nn.Module, origin: str) -> None:
+    """Raise MlxSvdError that names the first parameter with NaN or Inf; origin: for the message."""
+    for name, parameter in tree_flatten(model.parameters()):
+        if mx.issubdtype(parameter.dtype, mx.floating) and not all_finite(parameter):
+            raise MlxSvdError(
+                f"{origin}: tensor {name} holds NaN or Inf; the source weights are damaged"
+            )

@@ -48,7 +48,7 @@ def read_windows(
     than one window.
     """
     origin, content = _read(text)
-    ids = np.asarray(tokenizer.encode(content), dtype=np.int64)
+    ids = np.asarray(tokenizer.encode(content, verbose=False), dtype=np.int64)
     available = len(ids) // length
     if not available:
         raise MlxSvdError(

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from mlx_svd import __version__
+from mlx_svd.cli.calibrate import calibrate
 from mlx_svd.cli.compress import compress
 from mlx_svd.cli.demo import demo
 from mlx_svd.cli.generate import generate
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (compress, plan, inspect, heal, generate, demo):
+for command in (calibrate, compress, plan, inspect, heal, generate, demo):
     app.command()(command)
 
 

@@ -33,6 +33,17 @@ def compress(
     q_group_size: o.QGroupSize = None,
     q_mode: o.QMode = "affine",
     dtype: o.Dtype = None,
+    scorer: o.Scorer = None,
+    preset: o.Preset = None,
+    keep_bytes: o.KeepBytes = None,
+    target_size: o.TargetSize = None,
+    target_bpw: o.TargetBpw = None,
+    bits: o.Bits = None,
+    allocation: o.Allocation = None,
+    calibration: o.CalibrationFolder = None,
+    text: o.Text = None,
+    windows: o.WindowCount = None,
+    length: o.WindowLength = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Matrices at a time. Default: cores, at most 4.")
     ] = None,
@@ -46,7 +57,8 @@ def compress(
 
     if os.path.lexists(mlx_path) and not dry_run:
         raise MlxSvdError(f"{mlx_path}: exists already; delete it or give another --mlx-path")
-    source, plan = planned(**{k: v for k, v in given.items() if k not in own})
+    found = planned(**{k: v for k, v in given.items() if k not in own})
+    plan = found.plan
     if dry_run:
         show(plan, json_)
         return
@@ -57,7 +69,15 @@ def compress(
     for note in plan.notes:
         progress_console().print(f"note: {note}")
     with progress("compressing", unit_work(plan)) as advance:
-        run(source, plan, mlx_path, command_line(), lambda unit: advance(unit.path), workers)
+        run(
+            found.source,
+            plan,
+            mlx_path,
+            command_line(),
+            lambda unit: advance(unit.path),
+            workers,
+            found.calibration,
+        )
     if json_:
         print(json.dumps({"mlx_path": str(mlx_path), "plan": plan.to_json()}, indent=2))
     else:

@@ -1,17 +1,15 @@
 """Source and recipe -> plan."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from math import prod
 
 import numpy as np
 
-from mlx_svd.calibrate.scorers import SCORERS, Scoring
+from mlx_svd.calibrate.scorers import Scoring
 from mlx_svd.calibrate.statistics import Calibration
 from mlx_svd.checkpoint.layout import Quantization
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.plan.budget import choose
-from mlx_svd.plan.candidates import Candidate, measure_candidates, module_candidates
+from mlx_svd.plan.allocate import allocate, chosen_plan
 from mlx_svd.plan.forms import FormChoice, Storage, choose_form
 from mlx_svd.plan.notes import plan_notes
 from mlx_svd.plan.plan import Plan, ProjectionPlan, target_dtype
@@ -37,8 +35,8 @@ def make_plan(
     reach, a calibration of another model, and everything that the source refuses.
     """
     if calibration is not None:
-        calibration.check(source, SCORERS[recipe.scorer])
-    elif SCORERS[recipe.scorer]:
+        calibration.check(source, recipe.moments)
+    elif recipe.moments:
         raise MlxSvdError(
             f"--scorer {recipe.scorer}: needs a calibration; make one with mlx-svd calibrate"
         )
@@ -69,12 +67,16 @@ class _Planner:
             self.spectra = measure_spectra(source, wanted, self.scoring, advance)
         plans = {p.path: self._projection(p) for m in source.linears for p in m.projections}
         modules = dict(recipe.modules)
+        remarks: tuple[str, ...] = ()
         if recipe.budget:
-            chosen = self._within_budget(plans, advance)
-            modules |= {path: c.quantization for path, c in chosen.items() if path not in plans}
-            plans |= {
-                path: self._chosen(plans[path], c) for path, c in chosen.items() if path in plans
-            }
+            free = [p for p in self.universe if not self._left_alone(p)]
+            allocation = allocate(source, recipe, self.scoring, free, plans, advance)
+            remarks = allocation.remarks
+            for path, candidate in allocation.chosen.items():
+                if path in plans:
+                    plans[path] = chosen_plan(source, recipe, plans[path], candidate)
+                else:
+                    modules[path] = candidate.quantization
         units = make_units(source, recipe, plans, modules)
         return Plan(
             base_model=source.name,
@@ -85,17 +87,17 @@ class _Planner:
             rank_multiple=recipe.rank_multiple,
             dtype=recipe.dtype,
             scorer=recipe.scorer,
-            calibration=self._calibration_record(plans),
+            calibration=self._calibration_record(),
             importance_window=recipe.importance_window,
             modules=modules,
             projections=tuple(plans.values()),
             units=units,
             dropped=tuple(source.dropped),
-            notes=plan_notes(source, recipe, plans),
+            notes=(*plan_notes(source, recipe, plans), *remarks),
             bytes_before=sum(prod(shape) * dtype.size for shape, dtype in tensors.values()),
         )
 
-    def _calibration_record(self, plans: dict[str, ProjectionPlan]) -> dict | None:
+    def _calibration_record(self) -> dict | None:
         """What the plan's result depends on, None if on no calibration."""
         if self.calibration is None:
             return None
@@ -107,54 +109,6 @@ class _Planner:
             "length": info.length,
             "tokens": info.tokens,
         }
-
-    # -- a budget -------------------------------------------------------------------------
-
-    def _within_budget(
-        self, plans: dict[str, ProjectionPlan], advance: Callable[[str], None]
-    ) -> dict[str, Candidate]:
-        """The candidate of every projection, and of other modules if the whole size counts."""
-        recipe, budget = self.recipe, self.recipe.budget
-        wanted = [p for p in self.universe if not self._left_alone(p)]
-        if not wanted:
-            raise MlxSvdError("the budget has nothing to choose from; every projection is skipped")
-        found = measure_candidates(
-            self.source, wanted, recipe.choices, self.scoring, recipe.dtype, advance
-        )
-        if budget.keep_bytes is not None:
-            touched = sum(plans[p.path].bytes_before for p in wanted)
-            return choose(
-                found, int(budget.keep_bytes * touched), f"--keep-bytes {budget.keep_bytes}"
-            )
-        size, what = budget.target_size, f"--target-size {budget.target_size}"
-        if size is None:
-            weights = sum(prod(shape) for shape, _ in self.source.tensors.values())
-            size, what = int(budget.target_bpw * weights / 8), f"--target-bpw {budget.target_bpw}"
-        units = make_units(self.source, recipe, plans, recipe.modules)
-        rest = sum(spec.nbytes for unit in units for spec in unit.tensors)
-        rest -= sum(plans[p.path].bytes_after for p in wanted)
-        if recipe.quantize is None:
-            modules = module_candidates(self.source, recipe.choices, recipe.dtype, self.calibration)
-            rest -= sum(u.nbytes for u in units if u.path in modules)
-            found = found | modules
-        return choose(found, size - rest, what)
-
-    def _chosen(self, plan: ProjectionPlan, c: Candidate) -> ProjectionPlan:
-        p, q = plan.projection, c.quantization
-        dtype = target_dtype(self.source.tensors[f"{p.module}.weight"][1], self.recipe.dtype)
-        return replace(
-            plan,
-            form=c.form,
-            ranks=None if c.rank is None else (c.rank,),
-            limit=min(p.shape),
-            break_even=Storage(p, dtype, q).break_even_rank(1, q.group_size if q else 1),
-            quantization=q,
-            factors=c.factors,
-            reason="stays as it is" if c.rank is None and q is None else "",
-            bytes_dense=Storage(p, dtype, q).nbytes("dense", (0,)),
-            bytes_after=c.nbytes,
-            loss=c.loss,
-        )
 
     # -- one projection -------------------------------------------------------------------
 

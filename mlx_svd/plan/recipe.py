@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from mlx_svd.calibrate.scorers import check_scorer
+from mlx_svd.calibrate.scorers import SCORERS, check_scorer
 from mlx_svd.checkpoint.layout import FORMS, Quantization, quantization
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.plan.budget import Budget
@@ -18,6 +18,7 @@ from mlx_svd.plan.policy import RankPolicy
 from mlx_svd.source.families import ATTENTION, MLP, PROJECTIONS, Projection
 
 _GROUPS = {"all": PROJECTIONS, "attention": ATTENTION, "mlp": MLP}
+ALLOCATIONS = ("greedy", "zero-sum")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -73,8 +74,9 @@ class Recipe:
     those that no rule decides; quantize: of the whole model (None: not quantized); rank_multiple:
     None = 1, or the group size when quantizing; dtype: None = the source's; scorer: what orders
     the components; importance_window: of the seeds' importance; budget: decides form, rank and
-    bits of every projection that no rule skips, from ``choices``; modules: quantization of other
-    modules where it is not ``quantize``."""
+    bits of every projection that no rule skips, from ``choices``; allocation: how it chooses,
+    greedy or zero-sum (ranks of one unquantized form, from the gradient); modules: quantization of
+    other modules where it is not ``quantize``."""
 
     projections: tuple[str, ...] = ("q", "k", "o")
     policy: RankPolicy | None = None
@@ -88,6 +90,7 @@ class Recipe:
     scorer: str = "plain"
     importance_window: int | None = None
     budget: Budget | None = None
+    allocation: str = "greedy"
     choices: Choices = field(default_factory=Choices)
     modules: dict[str, Quantization | None] = field(default_factory=dict)
 
@@ -104,6 +107,10 @@ class Recipe:
                 "--rank, --energy, or --config with rules"
             )
         check_scorer(self.scorer)
+        if self.allocation not in ALLOCATIONS:
+            raise MlxSvdError(f"allocation {self.allocation}: use {' or '.join(ALLOCATIONS)}")
+        if self.allocation == "zero-sum" and not self.budget:
+            raise MlxSvdError("--allocation zero-sum: divides a budget; give --keep-bytes")
         for form in (self.form, *(r.form for r in self.rules)):
             if form not in (None, "auto", *FORMS):
                 raise MlxSvdError(f"form {form}: use auto, {', '.join(FORMS)}")
@@ -130,6 +137,12 @@ class Recipe:
         if self.quantize is None:
             return quantization(rule.bits)
         return quantization(rule.bits, self.quantize.group_size, self.quantize.mode)
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """What its calibration must hold."""
+        needed = SCORERS[self.scorer]
+        return (*needed, "gradient") if self.allocation == "zero-sum" else needed
 
     def factors_for(self, rule: Rule | None) -> Quantization | None:
         """How the factors of a corrected form under this rule are quantized."""

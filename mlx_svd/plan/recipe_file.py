@@ -121,6 +121,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "form": str,
     "dtype": str,
     "scorer": str,
+    "allocation": str,
     "importance_window": int,
     "factor_bits": int,
 }

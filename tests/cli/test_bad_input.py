@@ -19,7 +19,7 @@ from mlx_svd.errors import MlxSvdError
 Q_PROJ = "model.layers.2.self_attn.q_proj.weight"
 Q_PATH = "model.layers.2.self_attn.q_proj"
 NORM = "model.layers.3.input_layernorm.weight"
-RATIO = ("--rank-ratio", "0.5")
+RATIO = ("--rank-ratio", "0.5", "--scorer", "plain")
 
 
 def copy_demo(folder: Path) -> Path:
@@ -534,7 +534,7 @@ BAD_RECIPES = {
     "bits in a rule": ("rules: [{match: '**', rank: 64, bits: 7}]", ("7", "2, 3, 4, 5, 6, 8")),
     "form in a rule": ("rules: [{match: '**', rank: 64, form: x}]", ("form x", "factored")),
     "plan of a newer version": ('{"plan_format": 99, "projections": []}', ("saved plan",)),
-    "plan without its projections": ('{"plan_format": 1}', ("saved plan", "projections")),
+    "plan without its projections": ('{"plan_format": 2}', ("saved plan", "projections")),
 }
 
 

@@ -1,0 +1,145 @@
+"""A budget divided over the projections: candidates measured, the best ones chosen."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+
+from mlx_svd.calibrate.scorers import Scoring
+from mlx_svd.errors import MlxSvdError
+from mlx_svd.plan.budget import choose
+from mlx_svd.plan.candidates import Candidate, measure_candidates, module_candidates
+from mlx_svd.plan.forms import Storage
+from mlx_svd.plan.plan import ProjectionPlan, target_dtype
+from mlx_svd.plan.recipe import Recipe
+from mlx_svd.plan.units import make_units
+from mlx_svd.plan.zero_sum import (
+    GUARD,
+    measure_components,
+    second_order_cost,
+    zero_sum_ranks,
+)
+from mlx_svd.source.families import Projection
+from mlx_svd.source.source import Source
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """chosen: path -> candidate, of projections, and of other modules where the whole size
+    counts; remarks: what the user must know about the choice."""
+
+    chosen: dict[str, Candidate]
+    remarks: tuple[str, ...] = ()
+
+
+def allocate(
+    source: Source,
+    recipe: Recipe,
+    scoring: Scoring,
+    wanted: list[Projection],
+    plans: dict[str, ProjectionPlan],
+    advance: Callable[[str], None],
+) -> Allocation:
+    """Divide ``recipe.budget`` over the ``wanted`` projections.
+
+    plans: of every projection, by path, with the others as they will be stored. Raises
+    MlxSvdError for a budget out of reach.
+    """
+    if not wanted:
+        raise MlxSvdError("the budget has nothing to choose from; every projection is skipped")
+    budget = recipe.budget
+    found = measure_candidates(source, wanted, recipe.choices, scoring, recipe.dtype, advance)
+    if budget.keep_bytes is None:
+        if recipe.allocation == "zero-sum":
+            raise MlxSvdError("--allocation zero-sum: divides a share of bytes; give --keep-bytes")
+        return Allocation(_within_size(source, recipe, scoring, wanted, plans, found))
+    limit = int(budget.keep_bytes * sum(plans[p.path].bytes_before for p in wanted))
+    greedy = choose(found, limit, f"--keep-bytes {budget.keep_bytes}")
+    if recipe.allocation == "zero-sum":
+        return _zero_sum(source, recipe, scoring, wanted, limit, greedy, advance)
+    return Allocation(greedy)
+
+
+def chosen_plan(source: Source, recipe: Recipe, plan: ProjectionPlan, c: Candidate):
+    """The projection's plan with a candidate in place of what it was."""
+    p, q = plan.projection, c.quantization
+    storage = Storage(p, _stored_dtype(source, recipe, p), q)
+    return replace(
+        plan,
+        form=c.form,
+        ranks=None if c.rank is None else (c.rank,),
+        limit=min(p.shape),
+        break_even=storage.break_even_rank(1, q.group_size if q else 1),
+        quantization=q,
+        factors=c.factors,
+        reason="stays as it is" if c.rank is None and q is None else "",
+        bytes_dense=storage.nbytes("dense", (0,)),
+        bytes_after=c.nbytes,
+        loss=c.loss,
+    )
+
+
+def _stored_dtype(source: Source, recipe: Recipe, p: Projection):
+    return target_dtype(source.tensors[f"{p.module}.weight"][1], recipe.dtype)
+
+
+def _within_size(source, recipe, scoring, wanted, plans, found) -> dict[str, Candidate]:
+    """Within a size of the whole checkpoint: what is not chosen here takes its share first."""
+    size, what = recipe.budget.target_size, f"--target-size {recipe.budget.target_size}"
+    if size is None:
+        weights = sum(prod(shape) for shape, _ in source.tensors.values())
+        size = int(recipe.budget.target_bpw * weights / 8)
+        what = f"--target-bpw {recipe.budget.target_bpw}"
+    units = make_units(source, recipe, plans, recipe.modules)
+    rest = sum(unit.nbytes for unit in units)
+    rest -= sum(plans[p.path].bytes_after for p in wanted)
+    if recipe.quantize is None:
+        modules = module_candidates(source, recipe.choices, recipe.dtype, scoring.calibration)
+        rest -= sum(unit.nbytes for unit in units if unit.path in modules)
+        found = found | modules
+    return choose(found, size - rest, what)
+
+
+def _zero_sum(
+    source: Source,
+    recipe: Recipe,
+    scoring: Scoring,
+    wanted: list[Projection],
+    limit: int,
+    greedy: dict[str, Candidate],
+    advance: Callable[[str], None],
+) -> Allocation:
+    """The zero-sum selection in the first of the allowed forms that has ranks, or the greedy
+    choice where the guard rejects it."""
+    forms = [form for form in recipe.choices.forms if form in ("factored", "pivot")]
+    if not forms:
+        raise MlxSvdError("--allocation zero-sum: chooses ranks; allow --form factored or pivot")
+    form = forms[0]
+
+    def nbytes(p: Projection, rank: int | None) -> int:
+        storage = Storage(p, _stored_dtype(source, recipe, p), None)
+        if rank is None:
+            return storage.nbytes("dense", (0,))
+        return storage.nbytes(form, (max(rank, 1),))
+
+    components = measure_components(source, wanted, scoring, nbytes, advance)
+    ranks = zero_sum_ranks(components, limit)
+    cost = second_order_cost(components, ranks)
+    expected = sum(c.loss for c in greedy.values())
+    if cost > GUARD * expected:
+        remark = (
+            f"the zero-sum selection was rejected: its second-order cost {cost:.3g} is more than "
+            f"{GUARD} times the greedy choice's {expected:.3g}; the greedy choice is used"
+        )
+        return Allocation(greedy, (remark,))
+    chosen = {
+        p.path: Candidate(
+            "dense" if ranks[p.path] is None else form,
+            ranks[p.path],
+            None,
+            None,
+            nbytes(p, ranks[p.path]),
+            second_order_cost(components, {p.path: ranks[p.path]}),
+        )
+        for p in wanted
+    }
+    return Allocation(chosen)
