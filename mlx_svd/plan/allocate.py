@@ -124,7 +124,7 @@ def _zero_sum(
     components = measure_components(source, wanted, scoring, nbytes, advance)
     ranks = zero_sum_ranks(components, limit)
     cost = second_order_cost(components, ranks)
-    expected = sum(c.loss for c in greedy.values())
+    expected = second_order_cost(components, {path: c.rank for path, c in greedy.items()})
     if cost > GUARD * expected:
         remark = (
             f"the zero-sum selection was rejected: its second-order cost {cost:.3g} is more than "

@@ -142,7 +142,7 @@ class Recipe:
     def moments(self) -> tuple[str, ...]:
         """What its calibration must hold."""
         needed = SCORERS[self.scorer]
-        return (*needed, "gradient") if self.allocation == "zero-sum" else needed
+        return ("input", "output", "gradient") if self.allocation == "zero-sum" else needed
 
     def factors_for(self, rule: Rule | None) -> Quantization | None:
         """How the factors of a corrected form under this rule are quantized."""

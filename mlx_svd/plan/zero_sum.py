@@ -3,8 +3,8 @@
 To first order, leaving out component i changes the loss by -<G, up_i down_i>, which may be
 negative. Every projection offers its cheapest remaining component; the one with the smallest
 change whose sign opposes the running sum goes next, so that the changes cancel. At deep compression
-the first order no longer holds and the selection collapses: the guard compares its second-order
-cost with that of the greedy budget and takes the budget when the selection costs too much.
+the first order no longer holds and the selection collapses: the guard estimates the loss of both
+to second order and takes the greedy budget when the selection costs too much.
 """
 
 import heapq
@@ -26,8 +26,9 @@ GUARD = 1.5
 
 @dataclass(frozen=True)
 class Components:
-    """Of one projection: costs (k,) of the components in the scorer's units, descending; changes
-    (k,) of the loss to first order, in nats a token; nbytes (k + 1,) by rank, the last dense."""
+    """Of one projection, in the order in which they are kept: changes (k,) of the loss to first
+    order and costs (k,) to second order, in nats a token; nbytes (k + 1,) by rank, the last dense.
+    """
 
     costs: np.ndarray
     changes: np.ndarray
@@ -42,7 +43,7 @@ def measure_components(
     advance: Callable[[str], None] = lambda path: None,
 ) -> dict[str, Components]:
     """Components of every wanted projection, by path. nbytes: of a projection at a rank, None for
-    dense. The calibration must hold gradient moments."""
+    dense. The calibration must hold output and gradient moments."""
     paths = {p.path for p in wanted}
 
     def weights():
@@ -57,11 +58,14 @@ def measure_components(
     def measure(item) -> tuple[str, Components]:
         p, weight = item
         d = scoring(p, weight).decompose(weight.astype(np.float64))
-        gradient = scoring.calibration.statistics(p).gradient
+        known = scoring.calibration.statistics(p)
         up, down = d.factors(len(d.energies))
-        changes = -np.einsum("mk,mk->k", up, gradient @ down.T)
+        changes = -np.einsum("mk,mk->k", up, known.gradient @ down.T)
+        # 1/2 tr(L E C E^T) of each component alone; whitened ones have no cross terms.
+        outputs = np.einsum("mk,mk->k", up, known.output_second @ up)
+        costs = outputs * np.einsum("kn,kn->k", down, down @ known.second) / 2
         sizes = [nbytes(p, rank) for rank in range(len(d.energies))] + [nbytes(p, None)]
-        return p.path, Components(d.energies, changes, np.array(sizes))
+        return p.path, Components(costs, changes, np.array(sizes))
 
     found = {}
     for path, components in ordered_map(measure, weights(), default_workers()):
@@ -109,7 +113,7 @@ def zero_sum_ranks(components: dict[str, Components], limit: int) -> dict[str, i
 
 
 def second_order_cost(components: dict[str, Components], ranks: dict[str, int | None]) -> float:
-    """Sum of the costs of all components that are left out."""
+    """Estimated loss of all components that are left out, in nats a token."""
     return sum(
         float(components[path].costs[rank:].sum())
         for path, rank in ranks.items()
