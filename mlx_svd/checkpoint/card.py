@@ -14,7 +14,9 @@ def model_card(config: dict, plan: dict, source_folder: Path, command: str) -> s
     repo = plan["base_model"]
     flag = " --trust-remote-code" if code else ""
     sections = [
-        _front_matter(config, plan, source_folder),
+        front_matter(
+            repo if plan["revision"] else None, bool(config.get("quantization")), source_folder
+        ),
         f"# {repo.split('/')[-1]}, compressed with mlx-svd\n",
         _summary(plan),
         '## Use\n\n```\nmlx-svd generate --model PATH --prompt "..."\n'
@@ -37,13 +39,14 @@ def model_card(config: dict, plan: dict, source_folder: Path, command: str) -> s
     return "\n".join(filter(None, sections))
 
 
-def _front_matter(config: dict, plan: dict, source_folder: Path) -> str:
+def front_matter(hub_id: str | None, quantized: bool, folder: Path) -> str:
+    """What the hub reads. hub_id: of the base model; folder: whose card names the licence."""
     lines = ["---", "library_name: mlx", "pipeline_tag: text-generation"]
-    if plan["revision"]:
-        lines += [f"base_model: {plan['base_model']}"]
-        if config.get("quantization"):
+    if hub_id:
+        lines += [f"base_model: {hub_id}"]
+        if quantized:
             lines += ["base_model_relation: quantized"]
-    if licence := _licence(source_folder):
+    if licence := _licence(folder):
         lines.append(f"license: {licence}")
     return "\n".join([*lines, "tags:", "- mlx", "- mlx-svd", "- low-rank", "---", ""])
 

@@ -13,6 +13,7 @@ import typer
 from mlx_svd import __version__
 from mlx_svd.cli.compress import compress
 from mlx_svd.cli.demo import demo
+from mlx_svd.cli.export_adapter import export_adapter
 from mlx_svd.cli.generate import generate
 from mlx_svd.cli.heal import heal
 from mlx_svd.cli.inspect import inspect
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (compress, plan, inspect, heal, generate, demo):
+for command in (compress, plan, inspect, heal, export_adapter, generate, demo):
     app.command()(command)
 
 
