@@ -47,5 +47,7 @@ def test_fuse_with_dequantize_gives_a_dense_model_with_the_same_logits(
     assert_equal_logits(logits(fused), logits(corrected), 1e-4)
 
 
-def test_evaluation_reads_the_exported_model_alone(exported, stock_text, greedy):
+def test_the_model_without_its_adapter_loads_in_mlx_svd_and_mlx_lm_alike(
+    exported, stock_text, greedy
+):
     assert stock_text(exported.model, trust=False) == greedy(exported.model)
