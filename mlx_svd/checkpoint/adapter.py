@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_svd import __version__, models
+from mlx_svd import __version__
 from mlx_svd.checkpoint.adapter_card import adapter_cards
 from mlx_svd.checkpoint.layout import TensorSpec, total_bytes
 from mlx_svd.checkpoint.loader import checkpoint_section
@@ -20,6 +20,7 @@ from mlx_svd.checkpoint.stock_modules import StockModule, stock_config, stock_mo
 from mlx_svd.checkpoint.stored import Units, stored_tensors, stored_units
 from mlx_svd.checkpoint.writer import CheckpointWriter
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.models import own_architecture
 from mlx_svd.source.families import FAMILIES
 from mlx_svd.source.resolve import CHECKPOINT_PATTERNS, COPIED_FILES, resolve_model
 from mlx_svd.source.source import BAD_VALUE, read_config
@@ -56,7 +57,7 @@ def export_adapter(
     """
     folder, target = resolve_model(str(checkpoint), None, CHECKPOINT_PATTERNS).path, Path(mlx_path)
     section, config = checkpoint_section(folder), read_config(folder)
-    if Path(models.__file__).with_name(f"modeling_{config['model_type']}.py").is_file():
+    if own_architecture(config["model_type"]).is_file():
         raise MlxSvdError(
             f"{folder}: stock mlx-lm has no {config['model_type']} architecture, with or without "
             "an adapter; use the checkpoint as it is"
