@@ -96,13 +96,15 @@ def _quantization(plan: Plan, split: dict) -> dict | None:
     if default is None:
         return None
     section = default.config()
+    # mlx-lm quantizes what has an entry, so a weight that its groups do not divide must have none.
+    packed = {t.name.removesuffix(".scales") for t in plan.tensors if t.name.endswith(".scales")}
     for p in plan.projections:
         path = p.path if p.projection.module in split else p.projection.module
         for linear, q in _linears(path, p).items():
-            if q and q != default:
+            if q and q != default and linear in packed:
                 section[linear] = q.config()
     for path, q in plan.modules.items():
-        if q and q != default:
+        if q and q != default and path in packed:
             section[path] = q.config()
     return section
 

@@ -228,6 +228,21 @@ def test_modules_that_differ_from_the_default_have_their_own_entry_in_the_config
     assert "scales" not in k.up
 
 
+def test_factors_that_their_groups_do_not_divide_stay_unquantized_and_load(tmp_path, compressed):
+    # The inputs of down_proj are 96, no multiple of 64.
+    model = write_tiny("llama", tmp_path / "model")
+    exact = (Quantization(GROUP, BITS), Quantization(64, 8))
+    rules = (Rule(ranks=(RANK,), form="corrected", exact=exact),)
+    folder, plan = compressed(model, Recipe(("down",), rules=rules, quantize=CORRECTED.quantize))
+    weights, read = source_weights(model), read_back(folder, factors=(64, 8))
+    path = "model.layers.0.mlp.down_proj"
+    assert plan.by_path[path].ranks[0] % RANK == 0
+    assert f"{path}.down.scales" not in stored_tensors(folder)
+    error = np.linalg.norm(weights[path] - read[path]) / np.linalg.norm(weights[path])
+    assert error < 0.1
+    assert np.isfinite(logits(folder)).all()
+
+
 def test_a_matrix_of_zeros_is_stored_and_read_as_zeros(tmp_path, compressed):
     model = write_model("llama", tmp_path / "model")
     tensors, name = stored_tensors(model), "model.layers.0.self_attn.q_proj.weight"
