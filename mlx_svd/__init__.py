@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 if TYPE_CHECKING:
+    from mlx_svd.checkpoint.adapter import export_adapter
     from mlx_svd.checkpoint.inspect import inspect
     from mlx_svd.checkpoint.loader import load
     from mlx_svd.errors import MlxSvdError
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "MlxSvdError": "mlx_svd.errors",
+    "export_adapter": "mlx_svd.checkpoint.adapter",
     "inspect": "mlx_svd.checkpoint.inspect",
     "load": "mlx_svd.checkpoint.loader",
     "make_plan": "mlx_svd.plan.make",
     "open_source": "mlx_svd.source.source",
 }
-__all__ = ["MlxSvdError", "inspect", "load", "make_plan", "open_source"]
+__all__ = ["MlxSvdError", "export_adapter", "inspect", "load", "make_plan", "open_source"]
 
 
 def __getattr__(name: str) -> Any:

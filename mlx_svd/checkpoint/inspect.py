@@ -13,9 +13,10 @@ _HEALED_KEYS = {"teacher", "text", "steps", "kl_before", "kl_after"}
 
 @dataclass(frozen=True)
 class InspectedProjection:
-    """energy: share of sum(sigma^2) that the rank keeps; relative_error: ||W - W'|| / ||W|| of
-    the matrix as stored (rounding and quantization included), both measured when it was
-    compressed; nbytes: on disk now."""
+    """ranks: of a corrected form those of the correction; energy: share of sum(sigma^2) that the
+    rank keeps, or base and correction together; relative_error: ||W - W'|| / ||W|| of the matrix
+    as stored (rounding and quantization included), both measured when it was compressed; nbytes:
+    on disk now."""
 
     path: str
     form: str

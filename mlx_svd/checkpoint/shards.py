@@ -20,18 +20,29 @@ class Shards:
     """The safetensors files for ``units`` (name, tensors), in order.
 
     shards: unit names of each file; shard_of: unit -> file number; headers: each file's first
-    bytes; offset_of: unit -> where its data begins in its file.
+    bytes; offset_of: unit -> where its data begins in its file. single_file: the name of the one
+    file that holds everything, in place of mlx-lm's names of weight files.
     """
 
-    def __init__(self, units: list[tuple[str, tuple[TensorSpec, ...]]], max_shard_bytes: int):
+    def __init__(
+        self,
+        units: list[tuple[str, tuple[TensorSpec, ...]]],
+        max_shard_bytes: int,
+        single_file: str | None = None,
+    ):
         self.units = dict(units)
-        self.shards = _assign_shards(units, max_shard_bytes)
+        self.single_file = single_file
+        self.shards = (
+            [[name for name, _ in units]] if single_file else _assign_shards(units, max_shard_bytes)
+        )
         self.shard_of = {n: i for i, names in enumerate(self.shards) for n in names}
         self.headers = [self._header(names) for names in self.shards]
         self.offset_of = self._offsets()
 
     def name(self, shard: int) -> str:
         """mlx-lm's file names: one file, or numbered ones."""
+        if self.single_file:
+            return self.single_file
         if len(self.shards) == 1:
             return "model.safetensors"
         return f"model-{shard + 1:05d}-of-{len(self.shards):05d}.safetensors"

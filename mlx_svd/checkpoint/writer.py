@@ -34,8 +34,9 @@ class CheckpointWriter:
 
     digest: identifies the run; a journal of another run is refused, never mixed. ``done`` holds
     the records of the units that an earlier, killed run finished; the caller goes on with the
-    others in the same order. Raises MlxSvdError if the folder exists, is being written by another
-    process, or does not fit on the disk.
+    others in the same order. single_file: name of one file that takes everything, and no index;
+    last_file: the file that shows a folder to be complete. Raises MlxSvdError if the folder exists,
+    is being written by another process, or does not fit on the disk.
     """
 
     def __init__(
@@ -44,11 +45,14 @@ class CheckpointWriter:
         units: list[tuple[str, tuple[TensorSpec, ...]]],
         digest: str,
         max_shard_bytes: int = MAX_SHARD_BYTES,
+        *,
+        single_file: str | None = None,
+        last_file: str = INDEX_FILE,
     ):
-        self.target = target
+        self.target, self.last_file = target, last_file
         self.folder = target.with_name(target.name + ".incomplete")
         self._refuse_existing()
-        self.files = Shards(units, max_shard_bytes)
+        self.files = Shards(units, max_shard_bytes, single_file)
         self.units = self.files.units
         self._run = {"digest": digest, "layout": zlib.crc32(b"".join(self.files.headers))}
         self.done: dict[str, dict] = {}
@@ -82,17 +86,19 @@ class CheckpointWriter:
         self.done[unit] = record
 
     def finish(self, files: dict[str, bytes]) -> None:
-        """Add the small files, the index last, and give the folder its final name."""
+        """Add the small files, ``last_file`` last, and give the folder its final name."""
         missing = [name for name in self.units if name not in self.done]
         if missing:
             raise AssertionError(f"{len(missing)} units were not written, the first: {missing[0]}")
         with disk_errors(self.folder):
-            index = json.dumps(self.files.index(), indent=4).encode()
-            for name, data in {**files, INDEX_FILE: index}.items():
-                write_file(self.folder / name, data)
+            if self.files.single_file is None:
+                index = json.dumps(self.files.index(), indent=4).encode()
+                files = {**files, INDEX_FILE: index}
+            for name in sorted(files, key=lambda name: name == self.last_file):
+                write_file(self.folder / name, files[name])
             self._refuse_existing()
             sync_folder(self.folder)
-            # Killed from here on, the next run finds the index without a journal and starts anew.
+            # Killed from here on, the next run finds that file without a journal and starts anew.
             (self.folder / JOURNAL).unlink()
             sync_folder(self.folder)
             os.rename(self.folder, self.target)
@@ -171,7 +177,7 @@ class CheckpointWriter:
     def _refuse_foreign(self) -> None:
         """Without a journal only a run that was killed at its very end leaves anything."""
         others = [path for path in self.folder.iterdir() if path.name != JOURNAL]
-        ours = (self.folder / INDEX_FILE).is_file() and all(path.is_file() for path in others)
+        ours = (self.folder / self.last_file).is_file() and all(path.is_file() for path in others)
         if others and not ours:
             raise MlxSvdError(
                 f"{self.folder}: is in the way, and not an unfinished run that can be continued; "

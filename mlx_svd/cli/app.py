@@ -14,10 +14,12 @@ from mlx_svd import __version__
 from mlx_svd.cli.calibrate import calibrate
 from mlx_svd.cli.compress import compress
 from mlx_svd.cli.demo import demo
+from mlx_svd.cli.export_adapter import export_adapter
 from mlx_svd.cli.generate import generate
 from mlx_svd.cli.heal import heal
 from mlx_svd.cli.inspect import inspect
 from mlx_svd.cli.plan import plan
+from mlx_svd.cli.sweep import sweep
 from mlx_svd.errors import MlxSvdError
 
 _INTERRUPTED = 130
@@ -29,7 +31,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (calibrate, compress, plan, inspect, heal, generate, demo):
+for command in (
+    calibrate,
+    compress,
+    plan,
+    inspect,
+    heal,
+    sweep,
+    export_adapter,
+    generate,
+    demo,
+):
     app.command()(command)
 
 

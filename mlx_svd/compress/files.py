@@ -7,6 +7,7 @@ import mlx_svd
 from mlx_svd import models
 from mlx_svd.checkpoint.card import model_card
 from mlx_svd.checkpoint.layout import CONFIG_FORMAT, Quantization
+from mlx_svd.models import own_architecture
 from mlx_svd.plan.plan import Plan, ProjectionPlan
 from mlx_svd.plan.units import stays_fused
 from mlx_svd.source.resolve import COPIED_FILES, PLAN_FILE
@@ -67,8 +68,8 @@ def checkpoint_config(source: Source, plan: Plan, records: dict[str, dict]) -> d
     changed_modules = any(p.form != "dense" for p in plan.projections) or split
     if changed_modules:
         config["model_file"] = MODEL_FILE
-    elif _own_architecture(plan.model_type).is_file():
-        config["model_file"] = _own_architecture(plan.model_type).name
+    elif own_architecture(plan.model_type).is_file():
+        config["model_file"] = own_architecture(plan.model_type).name
     return config
 
 
@@ -95,13 +96,15 @@ def _quantization(plan: Plan, split: dict) -> dict | None:
     if default is None:
         return None
     section = default.config()
+    # mlx-lm quantizes what has an entry, so a weight that its groups do not divide must have none.
+    packed = {t.name.removesuffix(".scales") for t in plan.tensors if t.name.endswith(".scales")}
     for p in plan.projections:
         path = p.path if p.projection.module in split else p.projection.module
         for linear, q in _linears(path, p).items():
-            if q and q != default:
+            if q and q != default and linear in packed:
                 section[linear] = q.config()
     for path, q in plan.modules.items():
-        if q and q != default:
+        if q and q != default and path in packed:
             section[path] = q.config()
     return section
 
@@ -117,18 +120,13 @@ def _linears(path: str, p: ProjectionPlan) -> dict[str, Quantization | None]:
     return {f"{head}.{part}": p.quantization for head in heads for part in ("down", "up")}
 
 
-def _own_architecture(model_type: str) -> Path:
-    """The model file of an architecture that mlx-lm lacks (it need not exist)."""
-    return Path(models.__file__).with_name(f"modeling_{model_type}.py")
-
-
 def model_files(config: dict) -> dict[str, bytes]:
     """The model code that ``model_file`` needs, copied as it is."""
     if "model_file" not in config:
         return {}
     paths = {Path(models.__file__).with_name(config["model_file"])}
-    if _own_architecture(config["model_type"]).is_file():
-        paths.add(_own_architecture(config["model_type"]))
+    if own_architecture(config["model_type"]).is_file():
+        paths.add(own_architecture(config["model_type"]))
     return {path.name: path.read_bytes() for path in paths}
 
 

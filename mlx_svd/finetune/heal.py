@@ -11,10 +11,11 @@ import mlx.core as mx
 
 from mlx_svd import __version__
 from mlx_svd.calibrate.text import Windows, read_windows
+from mlx_svd.checkpoint.stored import stored_tensors, stored_units
 from mlx_svd.checkpoint.writer import CheckpointWriter
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.finetune.data import HealingData, split_windows
-from mlx_svd.finetune.output import healed_files, stored_tensors, stored_units, write_healed
+from mlx_svd.finetune.output import healed_files, write_healed
 from mlx_svd.finetune.pair import Pair, open_pair
 from mlx_svd.finetune.settings import HealSettings
 from mlx_svd.finetune.state import StateFolder, TrainingState

@@ -138,11 +138,16 @@ class LinearModule:
 
     def join(self, parts: dict[str, mx.array]) -> mx.array:
         """The inverse of split."""
-        rows = [parts[p.name] for p in self.projections]
-        if self.interleaved_heads:
-            heads = [r.reshape(self.interleaved_heads, -1, *r.shape[1:]) for r in rows]
-            return mx.concatenate(heads, axis=1).reshape(-1, *rows[0].shape[1:])
-        return mx.concatenate(rows) if len(rows) > 1 else rows[0]
+        return join_rows([parts[p.name] for p in self.projections], self.interleaved_heads)
+
+
+def join_rows(parts: list[mx.array], interleaved_heads: int = 0) -> mx.array:
+    """The rows of a fused module from those of its parts (m_i, ...): stacked, or taken in turns
+    from the ``interleaved_heads`` heads of each part; 0: stacked."""
+    if interleaved_heads:
+        heads = [part.reshape(interleaved_heads, -1, *part.shape[1:]) for part in parts]
+        return mx.concatenate(heads, axis=1).reshape(-1, *parts[0].shape[1:])
+    return mx.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def check_supported(model_type: str | None) -> None:

@@ -13,6 +13,7 @@ from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.plan.policy import RankPolicy
 from mlx_svd.plan.recipe import Recipe, Rule
 from mlx_svd.source.source import open_source
+from tests.tiny import write_tiny
 
 Q4 = quantization(4)
 
@@ -109,6 +110,19 @@ def test_quantized_factors_are_close_to_the_rank_r_matrix(bits, limit, compresse
     policy = RankPolicy(rank_ratio=0.5)
     recipe = Recipe(policy=policy, form="factored", quantize=quantization(bits))
     assert max(relative_errors(compressed(DEMO_MODEL, recipe)[0]).values()) < limit
+
+
+def test_bits_of_a_rule_leave_a_matrix_alone_that_the_group_size_does_not_divide(
+    tmp_path, compressed
+):
+    model = write_tiny("llama", tmp_path / "model")  # the inputs of its down_proj are 96
+    recipe = Recipe(("q", "down"), rules=(Rule(skip=True, bits=8),), quantize=Q4)
+    folder, _ = compressed(model, recipe)
+    section = json.loads((folder / "config.json").read_text())["quantization"]
+    assert section["model.layers.0.self_attn.q_proj"]["bits"] == 8
+    assert "model.layers.0.mlp.down_proj" not in section
+    assert "model.layers.0.mlp.down_proj.scales" not in tensors(folder)
+    load_model(folder)
 
 
 def test_bits_of_a_rule_quantize_that_projection_only(compressed):

@@ -26,6 +26,7 @@ RECIPES = {
     "factored": Recipe(("q", "k", "v", "o"), HALF, form="factored"),
     "pivot": Recipe(("q", "k", "v", "o", "up"), HALF, form="pivot"),
     "dense, energy": Recipe(policy=RankPolicy(energy=0.9), form="dense"),
+    "corrected": Recipe(policy=HALF, form="corrected", quantize=quantization(4, 32)),
     "rotated, 8 bits": Recipe(policy=HALF, quantize=quantization(8, 32)),
 }
 COMMAND = "mlx-svd compress --model x"

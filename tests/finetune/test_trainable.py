@@ -23,11 +23,12 @@ def chosen(folder, train):
     return names, dict(tree_flatten(model.parameters()))
 
 
-@pytest.mark.parametrize("form", ["factored", "pivot"])
+@pytest.mark.parametrize("form", ["factored", "pivot", "corrected"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_factors_are_both_parts_of_every_replaced_projection(family, form, tmp_path, compressed):
     model = write_tiny(family, tmp_path / "model")
-    folder, plan = compressed(model, Recipe(PROJECTIONS, HALF, form=form))
+    quantize = quantization(4, 32) if form == "corrected" else None
+    folder, plan = compressed(model, Recipe(PROJECTIONS, HALF, form=form, quantize=quantize))
     names, _ = chosen(folder, "factors")
     expected = {
         f"{p.path}.{part}.weight"

@@ -8,9 +8,9 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_svd.calibrate.text import read_windows
+from mlx_svd.checkpoint.stored import stored_tensors
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.finetune.data import split_windows
-from mlx_svd.finetune.output import stored_tensors
 from mlx_svd.finetune.pair import open_pair
 from mlx_svd.finetune.trainable import trainable
 from mlx_svd.finetune.trainer import Trainer, learning_rate

@@ -39,6 +39,7 @@ MAX_TOKENS = 24
 TIMEOUT = 240  # seconds for one program; a quiet machine needs 2 to 20
 _HALF = {"policy": RankPolicy(rank_ratio=0.5), "dtype": "float32"}
 _SKIP = {"rules": (Rule(skip=True),), "dtype": "float32"}
+_Q4 = {"quantize": quantization(4, 32), "dtype": "float32"}
 RECIPES: dict[str, Recipe] = {
     "factored": Recipe(form="factored", rank_multiple=64, **_HALF),
     "pivot": Recipe(form="pivot", rank_multiple=64, **_HALF),
@@ -50,6 +51,11 @@ RECIPES: dict[str, Recipe] = {
     "8bit_pivot_groups_of_32": Recipe(form="pivot", quantize=quantization(8, 32), **_HALF),
     "per_head": Recipe(form="factored", per_head=True, **_HALF),
     "pivot_everywhere": Recipe(form="pivot", projections=PROJECTIONS, **_HALF),
+    # Groups of 32 for the same reason.
+    "corrected": Recipe(PROJECTIONS, RankPolicy(rank=64), "corrected", **_Q4),
+    "corrected_8bit_factors": Recipe(
+        rules=(Rule(policy=RankPolicy(rank=64), form="corrected", factor_bits=8),), **_Q4
+    ),
     # Controls: nothing truncated, so that mlx-lm's own classes run.
     "untouched": Recipe(**_SKIP),
     "untouched_8bit": Recipe(quantize=quantization(8), **_SKIP),

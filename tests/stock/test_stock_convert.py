@@ -12,6 +12,7 @@ import mlx_svd
 pytestmark = pytest.mark.stock
 
 CASES = [("factored", 64, 4), ("factored", 32, 4), ("pivot", 64, 8), ("8bit_auto", 64, None)]
+CASES += [("corrected", 64, None), ("corrected", 64, 8)]
 IDS = [f"{form}-groups_of_{group}-{bits or 'no'}_bits" for form, group, bits in CASES]
 # Stock mlx-lm leaves a weight unquantized, without a word, where its columns are no multiple of
 # the group size. The columns of ``up`` are the rank, so ranks should be multiples of 64.
@@ -92,13 +93,14 @@ def test_logits_are_those_of_the_dequantized_factors(
     assert_equal_logits(logits(stock), logits(reference), 1e-4)
 
 
+@pytest.mark.parametrize("name", ["8bit_auto", "corrected"])
 def test_dequantizing_gives_back_the_logits_of_the_quantized_checkpoint(
-    convert, checkpoint, logits, assert_equal_logits
+    name, convert, checkpoint, logits, assert_equal_logits
 ):
-    converted = convert("8bit_auto", 64, None)
+    converted = convert(name, 64, None)
     assert not any(name.endswith(".scales") for name in weights_of(converted))
     stock, _ = mlx_lm.load(str(converted), trust_remote_code=True)
-    quantized, _ = mlx_svd.load(checkpoint("8bit_auto"))
+    quantized, _ = mlx_svd.load(checkpoint(name))
     assert_equal_logits(logits(stock), logits(quantized), 1e-4)
 
 
@@ -128,6 +130,24 @@ def test_convert_skips_up_where_the_group_size_does_not_divide_the_rank(
     assert f"{head}.down.scales" in names
     assert f"{head}.up.scales" not in names
     assert stock_text(converted) == greedy(converted)
+
+
+def test_convert_quantizes_the_factors_of_a_corrected_checkpoint_and_leaves_its_base(
+    convert, checkpoint, logits, assert_equal_logits
+):
+    converted = convert("corrected", 64, 8)
+    weights, original = weights_of(converted), weights_of(checkpoint("corrected"))
+    factors = {n.removesuffix(".weight") for n in original if n.split(".")[-2] in ("down", "up")}
+    assert len(factors) == 2 * 7 * 6
+    for name, tensor in original.items():
+        if name.removesuffix(".weight") in factors:
+            assert f"{name.removesuffix('.weight')}.scales" in weights
+        else:
+            assert np.array_equal(weights[name], tensor), name
+    section = json.loads((converted / "config.json").read_text())["quantization"]
+    assert {path for path in section if path.startswith("model.")} == factors
+    before, after = mlx_svd.load(checkpoint("corrected"))[0], mlx_svd.load(converted)[0]
+    assert_equal_logits(logits(after), logits(before), 2e-2)
 
 
 def test_convert_casts_to_half_precision_and_keeps_the_order_of_pivot_rows(

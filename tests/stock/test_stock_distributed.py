@@ -24,9 +24,11 @@ TENSOR = [
     "8bit_pivot_groups_of_32",
     "per_head",
     "pivot_everywhere",
+    "corrected",
+    "corrected_8bit_factors",
     "untouched",
 ]
-PIPELINE = ["factored", "pivot", "8bit_auto", "untouched"]
+PIPELINE = ["factored", "pivot", "8bit_auto", "corrected", "untouched"]
 # With groups of 64, the 704 columns of down_proj cannot be cut in two: 352 is no multiple of 64.
 STOCK_LIMITS = {"tensor parallelism": "quantized columns / processes must be a multiple of a group"}
 REFUSED = ["8bit_factored", "untouched_8bit"]

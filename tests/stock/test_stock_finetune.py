@@ -42,7 +42,7 @@ def with_adapter(path, adapter):
     return mlx_lm.load(str(path), adapter_path=str(adapter), trust_remote_code=True)
 
 
-@pytest.mark.parametrize("name", ["factored", "pivot", "8bit_factored", "per_head"])
+@pytest.mark.parametrize("name", ["factored", "pivot", "8bit_factored", "per_head", "corrected"])
 def test_lora_with_default_keys_trains_the_factors(name, train):
     adapter, losses = train(name)
     assert losses[1] < losses[0] - 0.1
@@ -80,11 +80,12 @@ def test_a_fused_checkpoint_has_the_logits_of_the_adapter(
     assert stock_text(out) == greedy(out)
 
 
+@pytest.mark.parametrize("name", ["8bit_factored", "corrected"])
 def test_fusing_into_a_quantized_checkpoint_dequantizes_on_request(
-    train, checkpoint, run_stock, tmp_path, logits, assert_equal_logits
+    name, train, checkpoint, run_stock, tmp_path, logits, assert_equal_logits
 ):
-    path, out = checkpoint("8bit_factored"), tmp_path / "fused"
-    adapter, _ = train("8bit_factored")
+    path, out = checkpoint(name), tmp_path / "fused"
+    adapter, _ = train(name)
     paths = ["--adapter-path", adapter, "--save-path", out]
     run_stock("fuse", "--model", path, "--trust-remote-code", *paths, "--dequantize")
     adapted, _ = with_adapter(path, adapter)

@@ -28,7 +28,7 @@ def packed_tokens(tokenizer, folder):
     return tokens[: WINDOW * SAMPLES]
 
 
-@pytest.mark.parametrize("name", ["factored", "pivot", "8bit_auto", "untouched"])
+@pytest.mark.parametrize("name", ["factored", "pivot", "8bit_auto", "corrected", "untouched"])
 def test_perplexity_equals_that_of_mlx_svd(name, checkpoint, run_stock, data_folder):
     trusted = [] if name == "untouched" else ["--trust-remote-code"]
     flags = ["--data-path", data_folder, "--sequence-length", WINDOW, "--num-samples", SAMPLES]
