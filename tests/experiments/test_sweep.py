@@ -1,0 +1,143 @@
+"""A sweep on the embedded model: rows at equal bytes, resumable, failures said."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlx_svd.demo import DEMO_MODEL
+from mlx_svd.errors import MlxSvdError
+from mlx_svd.experiments import sweep as sweep_module
+from mlx_svd.experiments.methods import method_recipe
+from mlx_svd.experiments.sweep import sweep
+from mlx_svd.experiments.sweep_config import load_sweep_config
+from mlx_svd.experiments.sweep_table import markdown, write_tables
+from mlx_svd.plan.make import make_plan
+from mlx_svd.source.source import open_source
+
+TEXT = "text.txt"
+CONFIG = {
+    "calibration": {"text": TEXT, "windows": 4, "length": 64},
+    "heldout": {"text": TEXT, "windows": 3, "length": 64},
+    "groups": [
+        {
+            "name": "q/k/o",
+            "projections": "q,k,o",
+            "keep_bytes": [0.7],
+            "bits": 16,
+            "methods": ["plain", "pivot+two-sided", "budget"],
+        },
+        {"name": "k", "projections": "k", "keep_bytes": [0.001], "methods": ["budget"]},
+    ],
+    "rivals": ["q4"],
+    "matched": ["q4"],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    passage = DEMO_MODEL.with_name("passage.txt").read_text()
+    (folder / TEXT).write_text(passage)
+    return folder
+
+
+def config_file(folder: Path, **changes) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**CONFIG, **changes}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(data, tmp_path_factory) -> tuple[Path, list[dict]]:
+    output = tmp_path_factory.mktemp("sweep") / "out"
+    config = load_sweep_config(config_file(data))
+    return output, sweep(str(DEMO_MODEL), config, output, data)
+
+
+def test_rows_keep_at_most_their_share_of_the_bytes_and_the_dense_model_is_first(done):
+    _, records = done
+    assert records[0]["name"] == "dense"
+    assert records[0]["texts"]["heldout"]["ratio"] == [1.0, 1.0, 1.0]
+    for record in records[1:4]:
+        assert 0.65 < record["touched_bytes"] / record["touched_before"] <= 0.7
+        assert record["texts"]["heldout"]["perplexity"][0] > 1
+        assert record["kl"][0] > 0
+
+
+def test_a_budget_out_of_reach_is_a_row_with_its_reason(done):
+    _, records = done
+    assert "can be reached" in records[4]["reason"]
+    assert "did not run" in markdown(records)
+
+
+def test_budget_at_a_rivals_bytes_is_no_larger_than_the_rival(done):
+    _, records = done
+    rival, ours = records[5], records[6]
+    assert rival["name"] == "mlx-lm q4"
+    assert ours["total_bytes"] <= rival["total_bytes"]
+
+
+def test_finished_rows_are_not_run_again(done, data, monkeypatch):
+    output, records = done
+    monkeypatch.setattr(sweep_module, "make_plan", None)
+    monkeypatch.setattr(sweep_module, "make_rival", None)
+    again = sweep(str(DEMO_MODEL), load_sweep_config(config_file(data)), output, data)
+    assert again == records
+
+
+def test_tables_hold_every_row(done, tmp_path):
+    _, records = done
+    write_tables(records, tmp_path)
+    assert len((tmp_path / "sweep.csv").read_text().splitlines()) == len(records) + 1
+    assert json.loads((tmp_path / "sweep.json").read_text()) == records
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"groups": [{**CONFIG["groups"][0], "methods": ["magic"]}]}, "magic"),
+        ({"rivals": ["q7"]}, "q7"),
+        ({"matched": ["q3"]}, "q3"),
+        ({"speling": 1}, "speling"),
+        ({"groups": [], "rivals": [], "matched": []}, "groups or rivals"),
+        ({"calibration": {}}, "text"),
+        ({"groups": [{"name": "a"}]}, "methods"),
+        ({"heal": {"lr": -1}}, "lr"),
+    ],
+)
+def test_wrong_sweep_file_is_refused_by_name(changes, words, tmp_path):
+    path = config_file(tmp_path, **changes)
+    with pytest.raises(MlxSvdError, match=words) as error:
+        load_sweep_config(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(("method", "bits"), [("nearest", 4), ("compensated", 4)])
+def test_uniform_quantization_takes_the_most_bits_that_fit(method, bits):
+    source = open_source(str(DEMO_MODEL))
+    recipe = method_recipe(method, source, ("q", "k", "o"), 0.281, None)
+    assert {rule.bits for rule in recipe.rules} == {bits}
+
+
+def test_correction_fills_the_bytes_of_the_next_bits():
+    source = open_source(str(DEMO_MODEL))
+    recipe = method_recipe("corrected", source, ("q", "k", "o"), 0.281, None)
+    assert {rule.exact[0].bits for rule in recipe.rules} == {3}
+
+
+def test_uniform_share_is_kept_by_every_projection():
+    source = open_source(str(DEMO_MODEL))
+    plan = make_plan(source, method_recipe("plain", source, ("q", "k", "o"), 0.5, "16"))
+    for p in plan.projections:
+        if p.projection.name in ("q", "k", "o"):
+            assert p.form == "factored"
+            assert 0.45 * p.bytes_before < p.bytes_after <= 0.5 * p.bytes_before
+
+
+def test_shipped_sweep_files_are_valid():
+    files = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
+    assert files
+    for path in files:
+        load_sweep_config(path)
