@@ -26,7 +26,7 @@ def adapter_cards(
     """Markdown of the model's card and of the adapter's. folder: the corrected checkpoint;
     section: its ``mlx_svd`` section; command: how the export was made, "" to leave it out."""
     name, revision = section["base_model"], section["revision"]
-    front = front_matter(name if revision else None, True, folder)
+    hub_id = name if revision else None
     base = name + (f" @ {revision}" if revision else "")
     digest = section["plan_digest"][:16]
     made = f"## Made by\n\nmlx-svd {mlx_svd.__version__}, from a checkpoint of plan {digest}\n"
@@ -56,4 +56,7 @@ def adapter_cards(
         "`mlx_lm fuse` without `--dequantize` would quantize the corrected weights again and lose "
         "the correction.\n"
     )
-    return tuple("\n".join([front, text, _LOAD, made]) for text in (model, adapter))
+    return tuple(
+        "\n".join([front_matter(hub_id, relation, folder), text, _LOAD, made])
+        for relation, text in (("quantized", model), ("adapter", adapter))
+    )

@@ -16,7 +16,9 @@ def model_card(config: dict, plan: dict, source_folder: Path, command: str) -> s
     flag = " --trust-remote-code" if code else ""
     sections = [
         front_matter(
-            repo if plan["revision"] else None, bool(config.get("quantization")), source_folder
+            repo if plan["revision"] else None,
+            "quantized" if config.get("quantization") else None,
+            source_folder,
         ),
         f"# {repo.split('/')[-1]}, compressed with mlx-svd\n",
         _summary(plan),
@@ -41,13 +43,14 @@ def model_card(config: dict, plan: dict, source_folder: Path, command: str) -> s
     return "\n".join(filter(None, sections))
 
 
-def front_matter(hub_id: str | None, quantized: bool, folder: Path) -> str:
-    """What the hub reads. hub_id: of the base model; folder: whose card names the licence."""
+def front_matter(hub_id: str | None, relation: str | None, folder: Path) -> str:
+    """What the hub reads. hub_id: of the base model; relation: to it (quantized, adapter); folder:
+    whose card names the licence."""
     lines = ["---", "library_name: mlx", "pipeline_tag: text-generation"]
     if hub_id:
         lines += [f"base_model: {hub_id}"]
-        if quantized:
-            lines += ["base_model_relation: quantized"]
+        if relation:
+            lines += [f"base_model_relation: {relation}"]
     if licence := _licence(folder):
         lines.append(f"license: {licence}")
     return "\n".join([*lines, "tags:", "- mlx", "- mlx-svd", "- low-rank", "---", ""])

@@ -319,6 +319,18 @@ def test_cards_say_how_to_load_both_and_carry_the_licence(tmp_path, compressed):
         assert f"{exported.adapter_bytes:,} bytes" in card.text
 
 
+def test_cards_name_the_base_model_on_the_hub_and_the_relation_to_it(export):
+    folder, exported = export()
+    config = json_of(folder / "config.json")
+    config["mlx_svd"] |= {"base_model": "owner/name", "revision": "abc"}
+    (folder / "config.json").write_text(json.dumps(config))
+    again = export_adapter(folder, exported.model.parent.with_name("again"))
+    for path, relation in ((again.model, "quantized"), (again.adapter, "adapter")):
+        data = ModelCard.load(path / "README.md").data
+        assert (data.base_model, data["base_model_relation"]) == ("owner/name", relation)
+    assert ModelCard.load(exported.model / "README.md").data.base_model is None
+
+
 def test_command_prints_the_bytes_and_how_to_use_them(tmp_path, compressed, monkeypatch, capsys):
     folder, _ = compressed(write_model("llama", tmp_path / "model"), CORRECTED)
     for flags in ([], ["--json"]):

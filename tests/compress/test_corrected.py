@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 
 import mlx_svd
+from mlx_svd.calibrate.calibrate import calibrate
 from mlx_svd.calibrate.fit import Form, dense, fit, rounding_to
 from mlx_svd.calibrate.scorers import score
 from mlx_svd.calibrate.statistics import Statistics
+from mlx_svd.calibrate.text import Windows
 from mlx_svd.checkpoint.layout import Quantization, quantization
 from mlx_svd.checkpoint.loader import load_model
+from mlx_svd.compress import compress
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.plan.make import make_plan
 from mlx_svd.plan.policy import RankPolicy
@@ -77,6 +80,9 @@ def reference_logits(model: Path, folder: Path, weights: dict[str, np.ndarray]) 
     for name in source.tensors:
         path, _, kind = name.rpartition(".")
         if path in linears and kind == "weight":
+            if f"{path}.scales" in tensors:  # not corrected
+                values[name] = mx.array(unpacked(tensors, path, GROUP, BITS)).astype(mx.float32)
+                continue
             parts = {p.name: mx.array(weights[p.path]) for p in linears[path].projections}
             values[name] = linears[path].join(parts).astype(mx.float32)
         elif kind == "weight" and f"{path}.scales" in tensors:
@@ -166,6 +172,35 @@ def test_the_correction_of_a_checkpoint_is_numpys_svd_of_what_its_base_lost(tmp_
         sigma = np.linalg.svd(lost, compute_uv=False)
         best = np.sqrt((sigma[RANK:] ** 2).sum())
         assert np.linalg.norm(weights[path] - matrix) == pytest.approx(best, rel=1e-4)
+
+
+@pytest.mark.parametrize("factor_bits", [None, 8])
+def test_calibrated_corrections_lose_less_of_the_outputs_than_plain_ones(factor_bits, tmp_path):
+    model = write_model("llama", tmp_path / "model")
+    source = open_source(str(model))
+    ids = np.random.default_rng(2).integers(0, source.config["vocab_size"], (8, 64))
+    windows = Windows(ids.astype(np.int32), "random", "digest", len(ids))
+    calibration = calibrate(
+        source, load_model(model)[0], windows, tmp_path / "calibration", moments=("input",)
+    )
+    rules = (Rule(policy=POLICY, form="corrected", factor_bits=factor_bits),)
+    weights, losses = source_weights(model), {}
+    for scorer in ("whitened", "plain"):
+        recipe = Recipe(rules=rules, quantize=CORRECTED.quantize, scorer=scorer)
+        given = calibration if scorer == "whitened" else None
+        plan = make_plan(source, recipe, calibration=given)
+        folder = compress(source, plan, tmp_path / scorer, calibration=given)
+        read = read_back(folder)
+        expected = reference_logits(model, folder, weights | read)
+        assert relative_difference(logits(folder), expected) <= 1e-4
+        for path, matrix in read.items():
+            projection = plan.by_path[path].projection
+            half = root(calibration.statistics(projection).second)
+            loss = np.linalg.norm((weights[path] - matrix) @ half)
+            losses.setdefault(path, []).append(loss)
+    assert len(losses) == 6
+    for whitened, plain in losses.values():
+        assert whitened < plain
 
 
 def test_inspect_shows_ranks_energy_and_weight_error_of_base_and_correction(tmp_path, compressed):
