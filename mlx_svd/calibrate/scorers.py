@@ -110,7 +110,7 @@ def score(
             scorer, Metric(statistics.output_second, statistics.second, 0.5), second=second
         )
     total = metric.loss(weight.astype(np.float64, copy=False))
-    share = Metric(metric.left, metric.right, 1 / total if total > 0 else 1.0)
+    share = metric.in_unit(1 / total if total > 0 else 1.0)
     plain = scorer == "plain"
     return Score(scorer, None if plain else share, second=second)
 
