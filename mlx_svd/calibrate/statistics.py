@@ -23,6 +23,8 @@ CALIBRATION_FORMAT = 1
 CALIBRATION_FILE = "calibration.json"
 # What can be measured: of the inputs (forward pass), and of the gradients (backward pass).
 MOMENTS = ("input", "output", "gradient")
+# The mean loss on the text, kept with every layer whose gradients were measured.
+LOSS = "loss"
 # The projections that see the same input.
 _INPUT_GROUPS = {"q": "qkv", "k": "qkv", "v": "qkv", "o": "o", "gate": "mlp", "up": "mlp"}
 # Of each weight file, this many evenly spaced pieces of this size enter the model's digest.
@@ -138,6 +140,12 @@ def save_layer(folder: Path, layer: int, arrays: dict[str, np.ndarray]) -> None:
     with disk_errors(folder):
         write_file(folder / "partial", save(arrays))
         (folder / "partial").rename(folder / layer_file(layer))
+
+
+def saved_loss(folder: Path, layer: int) -> float | None:
+    """The mean loss of the passes that measured this layer; None if only inputs were measured."""
+    with safe_open(str(folder / layer_file(layer)), framework="numpy") as file:
+        return file.get_tensor(LOSS).item() if LOSS in file.keys() else None  # noqa: SIM118
 
 
 def save_info(folder: Path, info: CalibrationInfo) -> None:
