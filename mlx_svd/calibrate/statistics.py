@@ -91,11 +91,7 @@ class Calibration:
 
     def statistics(self, projection: Projection) -> Statistics:
         """Read one projection's statistics; MlxSvdError if it was not calibrated."""
-        if projection.name not in self.info.projections:
-            raise MlxSvdError(
-                f"{self.folder}: holds no statistics of {projection.name} projections; calibrate "
-                f"again with --projections {','.join((*self.info.projections, projection.name))}"
-            )
+        self.check_projection(projection)
         path = self.folder / layer_file(projection.layer)
         group = input_group(projection)
         with safe_open(str(path), framework="numpy") as file:
@@ -110,6 +106,14 @@ class Calibration:
                     key: read(f"{projection.name}.{key}")
                     for key in ("output_second", "gradient", "abs_gradient", "row_fisher")
                 },
+            )
+
+    def check_projection(self, projection: Projection) -> None:
+        """Raise MlxSvdError if this projection was not calibrated."""
+        if projection.name not in self.info.projections:
+            raise MlxSvdError(
+                f"{self.folder}: holds no statistics of {projection.name} projections; calibrate "
+                f"again with --projections {','.join((*self.info.projections, projection.name))}"
             )
 
     def check(self, source: Source, moments: tuple[str, ...]) -> None:

@@ -198,6 +198,8 @@ class _Planner:
         factors = self.recipe.factors_for(rule)
         storage = Storage(p, target_dtype(dtype, self.recipe.dtype), quantize, factors)
         heads = self._heads(p)
+        if not self._left_alone(p):
+            self.scoring.check(p)
         if reason := self._left_alone(p) or (self.recipe.budget and "as the budget says"):
             choice = FormChoice("dense", None, reason)
         else:
