@@ -8,11 +8,11 @@ import pytest
 from mlx_svd.calibrate.scorers import SCORERS, Scoring, component_importance, score
 from mlx_svd.calibrate.statistics import Statistics
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.linalg.metric import LEFT_RIDGE, RIGHT_RIDGE
 from mlx_svd.linalg.truncate import decompose
 from mlx_svd.plan.make import make_plan
 from mlx_svd.plan.policy import RankPolicy
 from mlx_svd.plan.recipe import Recipe, Rule
+from tests.calibrate.definitions import definition, seeds_importance
 from tests.calibrate.material import calibrated, tiny_model
 
 SHAPES = [(12, 20), (20, 12), (16, 16)]
@@ -38,21 +38,6 @@ def statistics_of(m: int, n: int) -> Statistics:
         abs_gradient=np.abs(gradients).mean(0),
         row_fisher=(gradients**2).sum(2).mean(0),
     )
-
-
-def definition(scorer: str, weight: np.ndarray, s: Statistics) -> tuple[np.ndarray, np.ndarray]:
-    """(left, right): the matrices between which the scorer takes the SVD of W. The ridges are
-    those that keep unseen directions invertible."""
-    m, n = weight.shape
-    if scorer == "activation":  # ASVD: W diag(E|x|^0.5)
-        return np.eye(m), np.diag((s.mean_abs + RIGHT_RIDGE * s.mean_abs.mean()) ** 0.5)
-    if scorer == "fisher":  # FWSVD: diag(sqrt of the rows' Fisher information) W
-        return np.diag((s.row_fisher + LEFT_RIDGE * s.row_fisher.mean()) ** 0.5), np.eye(n)
-    right = np.linalg.cholesky(s.second + RIGHT_RIDGE * np.trace(s.second) / n * np.eye(n))
-    if scorer == "whitened":  # SVD-LLM: W S with S S^T = E[x x^T]
-        return np.eye(m), right
-    ridge = LEFT_RIDGE * np.trace(s.output_second) / m
-    return np.linalg.cholesky(s.output_second + ridge * np.eye(m)).T, right
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -88,13 +73,6 @@ def test_plain_is_the_svd_and_costs_squared_singular_values():
         assert scored.loss(weight) == pytest.approx((sigma**2).sum())
         # The inputs, if known, still serve to round by.
         assert scored.second is (None if s is None else s.second)
-
-
-def seeds_importance(weight: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The seeds' loop over outer products: score of every component, and the components."""
-    u, sigma, v = np.linalg.svd(weight, full_matrices=False)
-    components = [sigma[j] * np.outer(u[:, j], v[j]) for j in range(len(sigma))]
-    return np.array([(np.abs(c) * g).sum() for c in components]), components
 
 
 @pytest.mark.parametrize("shape", SHAPES)
