@@ -65,7 +65,7 @@ def source_weights(folder: Path) -> dict[str, np.ndarray]:
     stream = source.stream()
     weights = {}
     for linear in source.linears:
-        parts = linear.split(stream.take(f"{linear.path}.weight"))
+        parts = linear.split(stream.take(f"{linear.path}.weight").astype(mx.float32))
         weights |= {p.path: np.array(parts[p.name], dtype=np.float64) for p in linear.projections}
     return weights
 

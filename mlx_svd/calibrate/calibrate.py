@@ -13,6 +13,7 @@ import numpy as np
 
 from mlx_svd.calibrate.modules import module_losses
 from mlx_svd.calibrate.statistics import (
+    LOSS,
     MOMENTS,
     Calibration,
     CalibrationInfo,
@@ -23,6 +24,7 @@ from mlx_svd.calibrate.statistics import (
     model_digest,
     save_info,
     save_layer,
+    saved_loss,
 )
 from mlx_svd.calibrate.taps import gradients_of, inputs_of, tapped
 from mlx_svd.calibrate.text import Windows
@@ -59,19 +61,17 @@ def calibrate(
     begin(folder, info)
     linears = _linears(source, projections)
     began, cpu = time.perf_counter(), time.process_time()
-    total, count = 0.0, 0
     for number, part in enumerate(_passes(linears, info, folder, max_accumulator_bytes)):
         accumulator = _Accumulator(part, info)
         with tapped(model, part) as taps:
             for index, window in enumerate(windows.tokens):
-                loss = accumulator.add(model, taps, mx.array(window)[None])
-                total, count = total + loss, count + windows.tokens.shape[1] - 1
+                accumulator.add(model, taps, mx.array(window)[None])
                 advance(f"{number}/{index}")
         for layer, arrays in accumulator.layers().items():
             save_layer(folder, layer, arrays)
     complete = replace(
         info,
-        loss=total / count if count and info.moments != ("input",) else None,
+        loss=saved_loss(folder, linears[0].projections[0].layer),
         module_losses=module_losses(model, source, windows) if "output" in moments else {},
         seconds=round(time.perf_counter() - began, 2),
         cpu_seconds=round(time.process_time() - cpu, 2),
@@ -152,7 +152,7 @@ def _split(linears, projections, moments, limit: int) -> list[list[LinearModule]
         layers.setdefault(linear.projections[0].layer, []).append(linear)
     parts, filled = [], limit
     for members in layers.values():
-        size = sum(_bytes(linear, projections, moments) for linear in members)
+        size = _bytes(members, projections, moments)
         if filled + size > limit:
             parts.append([])
             filled = 0
@@ -161,12 +161,14 @@ def _split(linears, projections, moments, limit: int) -> list[list[LinearModule]
     return parts
 
 
-def _bytes(linear: LinearModule, projections, moments) -> int:
-    total = linear.projections[0].shape[1] ** 2
-    for p in linear.projections:
-        if p.name in projections:
-            m, n = p.shape
-            total += m * m * ("output" in moments) + 2 * m * n * ("gradient" in moments)
+def _bytes(linears: list[LinearModule], projections, moments) -> int:
+    """Of the sums of one layer; modules that share an input share its moment."""
+    inputs = {input_group(m.projections[0]): m.projections[0].shape[1] for m in linears}
+    total = sum(size * size for size in inputs.values())
+    for m, n in (
+        p.shape for linear in linears for p in linear.projections if p.name in projections
+    ):
+        total += m * m * ("output" in moments) + 2 * m * n * ("gradient" in moments)
     return 8 * total
 
 
@@ -184,26 +186,26 @@ class _Accumulator:
             groups.setdefault((p.layer, input_group(p)), index)
         self.groups = {index: group for group, index in groups.items()}
 
-    def add(self, model: nn.Module, taps: list, window: mx.array) -> float:
-        """One window (1, L); returns its summed loss (0 if only inputs are measured)."""
+    def add(self, model: nn.Module, taps: list, window: mx.array) -> None:
+        """One window (1, L)."""
         # Every prediction has an input; the last token predicts nothing.
         if not self.backward:
-            inputs, gradients, loss = inputs_of(model, taps, window[:, :-1]), None, 0.0
+            inputs, gradients, loss = inputs_of(model, taps, window[:, :-1]), [], None
         else:
             outputs = [sum(p.shape[0] for p in m.projections) for m in self.linears]
-            total, inputs, gradients = gradients_of(model, taps, window, outputs)
-            mx.eval(total, inputs, gradients)
-            loss = float(total.item())
-        for index, linear in enumerate(self.linears):
-            x = inputs[index]
-            if index in self.groups:
-                layer, group = self.groups[index]
-                self._add(layer, f"{group}.second", x.T @ x, linear.path)
-                self._add(layer, f"{group}.mean", x.sum(0), linear.path)
-                self._add(layer, f"{group}.mean_abs", mx.abs(x).sum(0), linear.path)
-            if gradients is not None:
-                self._add_gradients(linear, x, gradients[index])
-        return loss
+            loss, inputs, gradients = gradients_of(model, taps, window, outputs)
+            mx.eval(loss, inputs, gradients)
+        # All inputs before the gradients, so that the first module that sees a NaN is named.
+        for index, (layer, group) in self.groups.items():
+            x, path = inputs[index], self.linears[index].path
+            self._add(layer, f"{group}.second", x.T @ x, path)
+            self._add(layer, f"{group}.mean", x.sum(0), path)
+            self._add(layer, f"{group}.mean_abs", mx.abs(x).sum(0), path)
+        for linear, x, gradient in zip(self.linears, inputs, gradients, strict=False):
+            self._add_gradients(linear, x, gradient)
+        # With every layer, so that a run continued after the last one knows it.
+        for layer in {linear.projections[0].layer for linear in self.linears} if gradients else ():
+            self._add(layer, LOSS, loss[None], "the loss")
 
     def _add_gradients(self, linear: LinearModule, x: mx.array, g: mx.array) -> None:
         for name, rows in linear.split(g.T).items():

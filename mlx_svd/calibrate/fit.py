@@ -58,7 +58,8 @@ def fit(weight: np.ndarray, form: Form, score: Score, name: str) -> LowRank:
     weight = weight.astype(np.float64, copy=False)
     seed = zlib.crc32(name.encode())
     if form.rank is None:
-        return LowRank({"weight": _rounded(weight, score.second, form.quantization, form)}, 1, 1)
+        kept = {"weight": _rounded(weight, score.second, form.quantization, form)}
+        return LowRank(_float32(kept), 1, 1)
     if form.name == "corrected":
         return _corrected(weight, form, score, seed)
     d = score.decompose(weight, form.rank)

@@ -10,7 +10,8 @@
 | two-sided | E[g g^T]^1/2 W C^1/2 (GFWSVD, arXiv 2505.17974) | half its sigma^2 | input, output |
 
 The costs of ``two-sided``, in nats a token, are second-order estimates of the loss itself, so they
-compare across projections as they are; those of the others are shares of the projection's total.
+compare across projections as they are. Those of ``plain`` and ``importance`` are the numbers in the
+table; those of the others are shares of the projection's total.
 """
 
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ SCORERS: dict[str, tuple[str, ...]] = {
     "whitened": ("input",),
     "two-sided": ("input", "output"),
 }
+# What of them, where the calibration may lack it.
+_NEEDED = {"fisher": "row_fisher", "importance": "abs_gradient", "two-sided": "output_second"}
 # ASVD's exponent of the mean absolute activation.
 ACTIVATION_EXPONENT = 0.5
 
@@ -94,25 +97,26 @@ def score(
     check_scorer(scorer)
     if SCORERS[scorer] and statistics is None:
         raise MlxSvdError(f"scorer {scorer}: needs a calibration; use plain without one")
+    if getattr(statistics, _NEEDED.get(scorer, "second"), 0) is None:
+        raise MlxSvdError(
+            f"scorer {scorer}: the calibration lacks the {SCORERS[scorer][-1]} moments; calibrate "
+            "again with them"
+        )
     second = statistics.second if statistics is not None else None
+    if scorer == "plain":
+        return Score(scorer, second=second)
     if scorer == "importance":
         return Score(scorer, None, statistics.abs_gradient, window, second)
-    if scorer == "plain":
-        metric = Metric()
-    elif scorer == "activation":
+    if scorer == "two-sided":
+        return Score(scorer, Metric(statistics.output_second, second, 0.5), second=second)
+    if scorer == "activation":
         metric = Metric(right=statistics.mean_abs ** (2 * ACTIVATION_EXPONENT))
     elif scorer == "fisher":
         metric = Metric(left=statistics.row_fisher)
-    elif scorer == "whitened":
-        metric = Metric(right=statistics.second)
     else:
-        return Score(
-            scorer, Metric(statistics.output_second, statistics.second, 0.5), second=second
-        )
+        metric = Metric(right=second)
     total = metric.loss(weight.astype(np.float64, copy=False))
-    share = Metric(metric.left, metric.right, 1 / total if total > 0 else 1.0)
-    plain = scorer == "plain"
-    return Score(scorer, None if plain else share, second=second)
+    return Score(scorer, metric.in_unit(1 / total if total > 0 else 1.0), second=second)
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,14 @@ class Scoring:
         """Whether there are statistics of this projection's input."""
         return self.calibration is not None and projection.name in self.calibration.info.projections
 
+    def check(self, projection: Projection) -> None:
+        """Raise MlxSvdError if the calibration lacks a projection that the scorer needs."""
+        if SCORERS[self.scorer] and not self.calibrated(projection):
+            self.calibration.check_projection(projection)
+
     def __call__(self, projection: Projection, weight: np.ndarray) -> Score:
+        if self.calibration is not None:
+            self.check(projection)
         known = self.calibrated(projection)
         statistics = self.calibration.statistics(projection) if known else None
         return score(self.scorer, weight, statistics, self.window)

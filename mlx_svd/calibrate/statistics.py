@@ -26,6 +26,8 @@ CALIBRATION_FILE = "calibration.json"
 _MARKER = "digest"
 # What can be measured: of the inputs (forward pass), and of the gradients (backward pass).
 MOMENTS = ("input", "output", "gradient")
+# The mean loss on the text, kept with every layer whose gradients were measured.
+LOSS = "loss"
 # The projections that see the same input.
 _INPUT_GROUPS = {"q": "qkv", "k": "qkv", "v": "qkv", "o": "o", "gate": "mlp", "up": "mlp"}
 # Of each weight file, this many evenly spaced pieces of this size enter the model's digest.
@@ -92,11 +94,7 @@ class Calibration:
 
     def statistics(self, projection: Projection) -> Statistics:
         """Read one projection's statistics; MlxSvdError if it was not calibrated."""
-        if projection.name not in self.info.projections:
-            raise MlxSvdError(
-                f"{self.folder}: holds no statistics of {projection.name} projections; calibrate "
-                f"again with --projections {','.join((*self.info.projections, projection.name))}"
-            )
+        self.check_projection(projection)
         path = self.folder / layer_file(projection.layer)
         group = input_group(projection)
         with safe_open(str(path), framework="numpy") as file:
@@ -111,6 +109,14 @@ class Calibration:
                     key: read(f"{projection.name}.{key}")
                     for key in ("output_second", "gradient", "abs_gradient", "row_fisher")
                 },
+            )
+
+    def check_projection(self, projection: Projection) -> None:
+        """Raise MlxSvdError if this projection was not calibrated."""
+        if projection.name not in self.info.projections:
+            raise MlxSvdError(
+                f"{self.folder}: holds no statistics of {projection.name} projections; calibrate "
+                f"again with --projections {','.join((*self.info.projections, projection.name))}"
             )
 
     def check(self, source: Source, moments: tuple[str, ...]) -> None:
@@ -141,6 +147,12 @@ def save_layer(folder: Path, layer: int, arrays: dict[str, np.ndarray]) -> None:
     with disk_errors(folder):
         write_file(folder / "partial", save(arrays))
         (folder / "partial").rename(folder / layer_file(layer))
+
+
+def saved_loss(folder: Path, layer: int) -> float | None:
+    """The mean loss of the passes that measured this layer; None if only inputs were measured."""
+    with safe_open(str(folder / layer_file(layer)), framework="numpy") as file:
+        return file.get_tensor(LOSS).item() if LOSS in file.keys() else None  # noqa: SIM118
 
 
 def save_info(folder: Path, info: CalibrationInfo) -> None:

@@ -48,6 +48,7 @@ def read_windows(
     than one window.
     """
     origin, content = _read(text)
+    # verbose: no warning that the text is longer than the model's context; windows are not.
     ids = np.asarray(tokenizer.encode(content, verbose=False), dtype=np.int64)
     available = len(ids) // length
     if not available:
@@ -70,7 +71,7 @@ def read_windows(
 def _read(text: str | Path | None) -> tuple[str, str]:
     """(origin, content)."""
     if text is None:
-        return "the text shipped with mlx-svd", SHIPPED_TEXT.read_text()
+        return "the text shipped with mlx-svd", SHIPPED_TEXT.read_text(encoding="utf-8")
     path = Path(text).expanduser()
     if path.is_file():
         content = _jsonl(path) if path.suffix == ".jsonl" else _plain(path)
@@ -84,20 +85,22 @@ def _read(text: str | Path | None) -> tuple[str, str]:
 
 def _plain(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MlxSvdError(f"{path}: cannot be read as text: {brief(error)}") from error
 
 
 def _jsonl(path: Path) -> str:
     texts = []
-    for number, line in enumerate(_plain(path).splitlines(), 1):
+    # Only "\n" ends a line: JSON strings may hold the other separators that splitlines knows.
+    for number, line in enumerate(_plain(path).split("\n"), 1):
         try:
-            texts.append(json.loads(line)["text"] if line.strip() else "")
-        except (ValueError, KeyError, TypeError) as error:
-            raise MlxSvdError(
-                f'{path}: line {number} is not a JSON object with a "text" field'
-            ) from error
+            text = json.loads(line)["text"] if line.strip() else ""
+        except (ValueError, KeyError, TypeError, RecursionError):
+            text = None
+        if not isinstance(text, str):
+            raise MlxSvdError(f'{path}: line {number} is not a JSON object with a "text" field')
+        texts.append(text)
     return "\n\n".join(texts)
 
 

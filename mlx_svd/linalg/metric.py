@@ -6,7 +6,7 @@ is the Kronecker-factored second-order change of the loss (Martens and Grosse, a
 with L = 1 it is the mean squared error of the output.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,13 +19,18 @@ RIGHT_RIDGE, LEFT_RIDGE = 1e-6, 1e-3
 
 @dataclass(frozen=True)
 class Metric:
-    """left: L (m, m), (m,) or None; right: R (n, n), (n,) or None; unit: factor of the loss."""
+    """left: L (m, m), (m,) or None; right: R (n, n), (n,) or None; unit: factor of the loss;
+    ridged: the ridges are in left and right already."""
 
     left: np.ndarray | None = None
     right: np.ndarray | None = None
     unit: float = 1.0
+    ridged: bool = False
 
     def __post_init__(self):
+        if self.ridged:
+            return
+        object.__setattr__(self, "ridged", True)
         for name, ridge in (("left", LEFT_RIDGE), ("right", RIGHT_RIDGE)):
             if (gram := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _with_ridge(gram, ridge))
@@ -39,7 +44,11 @@ class Metric:
         left = self.left
         if left is not None:
             left = left[chosen] if left.ndim == 1 else left[chosen, chosen]
-        return Metric(left, self.right, self.unit)
+        return replace(self, left=left)
+
+    def in_unit(self, unit: float) -> "Metric":
+        """The same metric with another factor of the loss."""
+        return replace(self, unit=unit)
 
     @cached_property
     def _roots(self) -> tuple[np.ndarray, np.ndarray] | None:

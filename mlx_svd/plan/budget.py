@@ -6,6 +6,7 @@ fits (Lagrangian relaxation of the multiple-choice knapsack, the greedy over the
 What is left over is spent on the upgrades that gain most.
 """
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -47,7 +48,8 @@ def parse_budget(
 ) -> Budget:
     """A budget from numbers as users write them: target_size may be "3.2GB" (10^9 bytes)."""
     for name, value in (("keep_bytes", keep_bytes), ("target_bpw", target_bpw)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and math.isfinite(value)):
             raise MlxSvdError(f"{name}: {value!r} is not a number")
     return Budget(keep_bytes, None if target_size is None else _bytes(target_size), target_bpw)
 

@@ -268,7 +268,8 @@ class _Measuring:
             for rank in ranks:
                 found.append(self._candidate("corrected", rank, q, None, tail[rank]))
                 if noise is not None and rank % _FACTOR_GROUP == 0:
-                    group = 64 if rank % 64 == 0 else _FACTOR_GROUP
+                    both = rank % 64 == 0 and self.p.shape[1] % 64 == 0
+                    group = 64 if both else _FACTOR_GROUP
                     factors = Quantization(group, _FACTOR_BITS)
                     share = noise / total if total > 0 else 0.0
                     loss = tail[rank] + 2 * share * (tail[0] - tail[rank])

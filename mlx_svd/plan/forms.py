@@ -78,7 +78,8 @@ def choose_form(asked: str, ranks: tuple[int, ...], storage: Storage) -> FormCho
         _check_corrected(p, storage.quantize, heads)
     if asked != "auto":
         size = storage.nbytes(asked, ranks)
-        return FormChoice(asked, ranks, f"{size / dense:.0%} of dense" if size > dense else "")
+        grown = size > dense and asked != "corrected"
+        return FormChoice(asked, ranks, f"{size / dense:.0%} of dense" if grown else "")
     if full:
         return FormChoice("dense", None, "full rank: nothing to remove")
     forms = ["factored"] if storage.quantize else ["factored", "pivot"]

@@ -152,6 +152,8 @@ class _Planner:
         factors = self.recipe.factors_for(rule)
         storage = Storage(p, target_dtype(dtype, self.recipe.dtype), quantize, factors)
         heads = self._heads(p)
+        if not self._left_alone(p):
+            self.scoring.check(p)
         if reason := self._left_alone(p) or (self.recipe.budget and "as the budget says"):
             choice = FormChoice("dense", None, reason)
         else:
@@ -174,7 +176,9 @@ class _Planner:
     def _choose(self, p: Projection, rule: Rule | None, heads: int, storage: Storage) -> FormChoice:
         limit = min(p.shape[0] // heads, p.shape[1])
         form = (rule and rule.form) or self.recipe.form
-        multiple = 1 if form == "dense" else self._multiple(rule, storage.quantize)
+        # The rank of a correction is the input dimension of its own second factor.
+        cut = storage.factors if form == "corrected" else storage.quantize
+        multiple = 1 if form == "dense" else self._multiple(rule, cut)
         asked, up = self._asked_ranks(p, rule, heads, limit)
         rounded = [round_rank(rank, multiple, limit, up) for rank in asked]
         if None in rounded:

@@ -8,7 +8,8 @@ from mlx_svd.source.source import Source
 def plan_notes(source: Source, recipe: Recipe, plans: dict[str, ProjectionPlan]) -> tuple[str, ...]:
     """One sentence each; plans: of every projection, by path."""
     notes = list(source.warnings)
-    grown = [p for p in plans.values() if p.bytes_after > p.bytes_dense]
+    # A correction is meant to add bytes to what it corrects.
+    grown = [p for p in plans.values() if p.form != "corrected" and p.bytes_after > p.bytes_dense]
     if grown:
         notes.append(
             f"{len(grown)} projections are larger than stored dense, because --form asks for it; "
