@@ -194,7 +194,9 @@ def finished(folder: Path, info: CalibrationInfo) -> Calibration | None:
     marker = folder / _MARKER
     if marker.is_file() and marker.read_text() == info.digest:
         return load_calibration(folder) if (folder / CALIBRATION_FILE).is_file() else None
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise MlxSvdError(f"{folder}: is a file; give a folder")
+    if folder.exists() and any(folder.iterdir()):
         raise MlxSvdError(
             f"{folder}: holds something else (another model, text or settings); delete it or give "
             "another folder"
