@@ -1,5 +1,7 @@
 """What fit returns, stored and read back by MLX's own layers, and what fitting gains."""
 
+import zlib
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -10,7 +12,8 @@ from mlx_svd.calibrate.scorers import Score, score
 from mlx_svd.calibrate.statistics import Statistics
 from mlx_svd.checkpoint.layout import Quantization, low_rank_tensors
 from mlx_svd.compress.store import store_low_rank
-from mlx_svd.linalg.rounding import Rounded
+from mlx_svd.linalg.rotate import rotate
+from mlx_svd.linalg.rounding import Rounded, round_compensated
 from mlx_svd.models.modeling_mlx_svd import build_projection
 
 M, N, RANK = 96, 128, 64
@@ -151,6 +154,19 @@ def test_fitted_factors_lose_less_than_those_rounded_to_the_nearest_code(bits):
     unfitted = nearest(factors["up"], q) @ nearest(factors["down"], q)
     best = scored.loss(weight - dense(fit(weight, plain, scored, "a")))
     assert best < ours < best + 0.5 * (scored.loss(weight - unfitted) - best)
+
+
+def test_the_second_factor_undoes_what_rounding_the_first_has_done():
+    """Against the same factors, each rounded with compensation but not fitted to each other."""
+    weight, q = weight_of(), Quantization(32, 3)
+    scored = whitened(weight)
+    form = Form("factored", RANK, q, None, rounding_to(mx.float32))
+    low = fit(weight, form, scored, "a")
+    factors = scored.decompose(weight).balanced_factors(RANK)
+    up, _ = rotate(*factors, zlib.crc32(b"a"))
+    read = low.parts["down"].dense()
+    alone = round_compensated(up, read @ scored.second @ read.T, 3, 32, form.stored).dense()
+    assert scored.loss(weight - dense(low)) < 0.95 * scored.loss(weight - alone @ read)
 
 
 def test_refitted_coefficients_of_a_pivot_form_lose_less_too():

@@ -144,7 +144,9 @@ def test_a_head_has_its_own_importance():
     scores, components = seeds_importance(weight[4:8], s.abs_gradient[4:8])
     taken = np.argsort(-scores)[:2]
     expected = components[taken[0]] + components[taken[1]]
-    np.testing.assert_allclose(head.decompose(weight[4:8], 2).truncated(2), expected, atol=1e-10)
+    d = head.decompose(weight[4:8], 2)
+    np.testing.assert_allclose(d.truncated(2), expected, atol=1e-10)
+    np.testing.assert_allclose(d.energies[:2], scores[taken], rtol=1e-9)
     assert head.window == 2
 
 
