@@ -51,12 +51,20 @@ def allocate(
     if budget.keep_bytes is None:
         if recipe.allocation == "zero-sum":
             raise MlxSvdError("--allocation zero-sum: divides a share of bytes; give --keep-bytes")
-        return Allocation(_within_size(source, recipe, scoring, wanted, plans, found))
+        chosen = _within_size(source, recipe, scoring, wanted, plans, found)
+        return Allocation(chosen, _remarks(chosen))
     limit = int(budget.keep_bytes * sum(plans[p.path].bytes_before for p in wanted))
     greedy = choose(found, limit, f"--keep-bytes {budget.keep_bytes}")
     if recipe.allocation == "zero-sum":
         return _zero_sum(source, recipe, scoring, wanted, limit, greedy, advance)
-    return Allocation(greedy)
+    return Allocation(greedy, _remarks(greedy))
+
+
+def _remarks(chosen: dict[str, Candidate]) -> tuple[str, ...]:
+    """Says so when low rank bought nothing."""
+    if any(c.form != "dense" for c in chosen.values()):
+        return ()
+    return ("the budget chose no low rank: every projection is stored dense",)
 
 
 def chosen_plan(source: Source, recipe: Recipe, plan: ProjectionPlan, c: Candidate):
