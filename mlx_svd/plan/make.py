@@ -17,9 +17,11 @@ from mlx_svd.plan.notes import plan_notes
 from mlx_svd.plan.plan import Plan, ProjectionPlan, target_dtype
 from mlx_svd.plan.policy import round_rank
 from mlx_svd.plan.recipe import Recipe, Rule, check_rules
+from mlx_svd.plan.slicing import check_slices, size_multiple, sliced_choice, sliced_storage
 from mlx_svd.plan.spectra import measure_spectra
 from mlx_svd.plan.units import make_units
 from mlx_svd.source.families import Projection
+from mlx_svd.source.slices import slice_groups
 from mlx_svd.source.source import Source
 
 
@@ -59,6 +61,7 @@ class _Planner:
                 f"{', '.join(recipe.projections)} projection; change --projections"
             )
         check_rules(recipe, self.universe, self.n_layers)
+        self.groups = slice_groups(source.linears)
         self.spectra: dict[str, list[np.ndarray]] = {}
 
     def plan(self, advance: Callable[[str], None]) -> Plan:
@@ -75,6 +78,7 @@ class _Planner:
             plans |= {
                 path: self._chosen(plans[path], c) for path, c in chosen.items() if path in plans
             }
+        check_slices(source, self.groups, plans, self.calibration)
         units = make_units(source, recipe, plans, modules)
         return Plan(
             base_model=source.name,
@@ -188,6 +192,7 @@ class _Planner:
         rule = self._rule(projection)
         policy = rule.policy if rule and rule.policy else self.recipe.policy
         exact = rule is not None and rule.ranks is not None
+        exact = exact or self._form(rule) == "sliced"
         left_alone = exact or self._left_alone(projection) or policy is None
         return not left_alone and policy.energy is not None
 
@@ -198,8 +203,15 @@ class _Planner:
         factors = self.recipe.factors_for(rule)
         storage = Storage(p, target_dtype(dtype, self.recipe.dtype), quantize, factors)
         heads = self._heads(p)
+        limit, after, shape = min(p.shape[0] // heads, p.shape[1]), storage, None
         if reason := self._left_alone(p) or (self.recipe.budget and "as the budget says"):
             choice = FormChoice("dense", None, reason)
+        elif self._form(rule) == "sliced":
+            choice = self._slice(p, rule)
+            limit = self.groups[p.path].limit
+            if choice.ranks:
+                after = sliced_storage(storage, self.groups[p.path], choice.ranks[0])
+                shape = after.projection.shape
         else:
             choice = self._choose(p, rule, heads, storage)
         before = Storage(p, dtype, None).nbytes("dense", (0,))
@@ -207,19 +219,32 @@ class _Planner:
             projection=p,
             form=choice.form,
             ranks=choice.ranks,
-            limit=min(p.shape[0] // heads, p.shape[1]),
+            limit=limit,
             break_even=storage.break_even_rank(heads, self._multiple(rule, quantize)),
             quantization=quantize,
             reason=choice.reason,
             bytes_before=before,
             bytes_dense=storage.nbytes("dense", (0,)),
-            bytes_after=storage.nbytes(choice.form, choice.ranks or (0,)),
+            bytes_after=after.nbytes(choice.form, choice.ranks or (0,)),
             factors=factors if choice.form == "corrected" else None,
+            stored_shape=shape,
         )
+
+    def _form(self, rule: Rule | None) -> str:
+        return (rule and rule.form) or self.recipe.form
+
+    def _slice(self, p: Projection, rule: Rule | None) -> FormChoice:
+        if p.path not in self.groups:
+            raise MlxSvdError(f"{p.path}: form sliced: its layer has no partner to slice with it")
+        group = self.groups[p.path]
+        quantize = self.recipe.quantization_for(self._rule(group.reader))
+        multiple = size_multiple(group, quantize, self.recipe.rank_multiple)
+        policy = rule.policy if rule and rule.policy else self.recipe.policy
+        return sliced_choice(group, p, policy, rule.ranks if rule else None, multiple)
 
     def _choose(self, p: Projection, rule: Rule | None, heads: int, storage: Storage) -> FormChoice:
         limit = min(p.shape[0] // heads, p.shape[1])
-        form = (rule and rule.form) or self.recipe.form
+        form = self._form(rule)
         multiple = 1 if form == "dense" else self._multiple(rule, storage.quantize)
         asked, up = self._asked_ranks(p, rule, heads, limit)
         rounded = [round_rank(rank, multiple, limit, up) for rank in asked]
