@@ -8,7 +8,7 @@ compares with the costs of the other forms:
   the attention scores, so the cost is the mean of the two estimates, not their sum.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,7 +121,7 @@ def _pairs(group, p, size, matrices, statistics) -> Sliced:
 
 def _neurons(group, p, size, matrices, statistics) -> Sliced:
     known, down = statistics(group.member("down")), matrices["down"].weight
-    kept = kept_neurons(down, known.second, known.output_second, size)
+    kept = kept_neurons(down, known.second, known.output_second, [size])[size]
     own, total = matrices[p.name], float(np.trace(known.second))
     share = float(np.diagonal(known.second)[kept].sum()) / total if total > 0 else 1.0
     if p.name != "down":
@@ -143,39 +143,55 @@ def _scatter(rows: np.ndarray, total: int) -> Callable[[np.ndarray], np.ndarray]
     return lift
 
 
-def slicing_loss(
+def slicing_losses(
     group: SliceGroup,
-    size: int,
+    sizes: Iterable[int],
     matrices: dict[str, Affine],
     statistics: Callable[[Projection], Statistics],
     scores: dict[str, Score],
-) -> float:
-    """What slicing a group to ``size`` is expected to cost, in the units of the scorer.
+) -> dict[int, float]:
+    """Size -> what slicing a group to it is expected to cost, in the units of the scorer.
 
-    matrices: q and k, o, or down; scores: of the same. See the module for what it estimates.
+    matrices: q and k, o, or down; scores: of the same. The module says what is estimated.
     """
     if group.kind == "qk":
-        sliced = slice_member(group, group.member("q"), size, matrices, statistics)
-        dropped = np.setdiff1d(np.arange(group.limit // 2), sliced.pairs)
-        return float(
-            np.mean(
-                [
-                    _dropped_loss(group, n, dropped, matrices[n], statistics, scores[n])
-                    for n in ("q", "k")
-                ]
-            )
-        )
+        return _pair_losses(group, sizes, matrices, statistics, scores)
     reader = group.reader
-    sliced = slice_member(group, reader, size, matrices, statistics)
-    return scores[reader.name].loss(matrices[reader.name].weight - sliced.lift(sliced.weight))
+    own, score, known = matrices[reader.name], scores[reader.name], statistics(reader)
+    if group.kind == "mlp":
+        kept = kept_neurons(own.weight, known.second, known.output_second, sizes)
+        return {size: score.loss(_missed_neurons(own.weight, known, kept[size])) for size in sizes}
+    losses = {}
+    for size in sizes:
+        sliced = slice_member(group, reader, size, matrices, statistics)
+        losses[size] = score.loss(own.weight - sliced.lift(sliced.weight))
+    return losses
 
 
-def _dropped_loss(group, name, pairs, own: Affine, statistics, score: Score) -> float:
-    """unit * tr(L_DD E[y_D y_D^T]) for the outputs D of the dropped pairs, bias included."""
-    p = group.member(name)
-    rows, known = pair_rows(pairs, group.limit, p.heads), statistics(p)
-    bias = None if own.bias is None else own.bias[rows]
-    second = output_second(own.weight[rows], bias, known.second, known.mean)
-    left = score.metric.left
-    weight = np.eye(len(rows)) if left is None else left[np.ix_(rows, rows)]
-    return score.metric.unit * float((weight * second).sum())
+def _missed_neurons(down: np.ndarray, known: Statistics, kept: np.ndarray) -> np.ndarray:
+    error = down.astype(np.float64)
+    error[:, kept] -= nystrom(down, known.second, kept)
+    return error
+
+
+def _pair_losses(group, sizes, matrices, statistics, scores) -> dict[int, float]:
+    """unit * tr(L_DD E[y_D y_D^T]) for the outputs D of the dropped pairs, bias included; the mean
+    over queries and keys."""
+    seconds = {}
+    for name, own in matrices.items():
+        known = statistics(group.member(name))
+        seconds[name] = output_second(own.weight, own.bias, known.second, known.mean)
+    diagonals = {name: np.diagonal(second) for name, second in seconds.items()}
+    worth = pair_scores(diagonals["q"], diagonals["k"], group.kv_heads)
+
+    def cost(name: str, dropped: np.ndarray) -> float:
+        rows = pair_rows(dropped, group.limit, group.member(name).heads)
+        left, part = scores[name].metric.left, seconds[name][np.ix_(rows, rows)]
+        weighed = np.trace(part) if left is None else (left[np.ix_(rows, rows)] * part).sum()
+        return scores[name].metric.unit * float(weighed)
+
+    losses = {}
+    for size in sizes:
+        dropped = np.setdiff1d(np.arange(group.limit // 2), largest(worth, size // 2))
+        losses[size] = (cost("q", dropped) + cost("k", dropped)) / 2
+    return losses

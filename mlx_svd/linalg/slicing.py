@@ -6,6 +6,7 @@ sides of an MLP (some neurons). Here the basis of the values is the optimum for 
 and the neurons are chosen for what their loss costs after the others have made up for it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from mlx_svd.linalg.spectrum import energies_of, energy_kept
 _FLOOR = 1e-12
 # Added to the second moment of the neurons before it is inverted, as a share of its mean diagonal.
 NEURON_RIDGE = 1e-4
-_ROUNDS = 4
+_ROUNDS = 16
 
 
 @dataclass(frozen=True)
@@ -130,35 +131,46 @@ def pair_rows(pairs: np.ndarray, size: int, heads: int) -> np.ndarray:
 
 
 def neuron_scores(
-    down: np.ndarray, second: np.ndarray, left: np.ndarray | None = None
+    reader: np.ndarray, inverse: np.ndarray, left: np.ndarray | None = None
 ) -> np.ndarray:
     """What leaving each neuron out costs when the others make up for it, (k,).
 
-    down: W (m, k); second: C = E[h h^T] (k, k); left: L (m, m), None: identity. The score is
-    (W^T L W)_ii / ((C + ridge)^-1)_ii (Optimal Brain Surgeon's saliency): what reads the neuron,
-    times the part of it that the others cannot predict, which is MoDeGPT's ridge leverage.
+    reader: W (m, k); inverse: of C = E[h h^T] with its ridge, (k, k); left: L (m, m), None:
+    identity. The score is (W^T L W)_ii / (C^-1)_ii (Optimal Brain Surgeon's saliency): what reads
+    the neuron, times the part of it that the others cannot predict, MoDeGPT's ridge leverage.
     """
-    down = down.astype(np.float64, copy=False)
-    weighted = down if left is None else left @ down
-    leverage = 1 / np.diagonal(np.linalg.inv(_ridged(second)))
-    return leverage * np.einsum("mk,mk->k", down, weighted)
+    weighted = reader if left is None else left @ reader
+    return np.einsum("mk,mk->k", reader, weighted) / np.diagonal(inverse)
 
 
 def kept_neurons(
-    down: np.ndarray, second: np.ndarray, left: np.ndarray | None, size: int
-) -> np.ndarray:
-    """Ascending indices of ``size`` neurons; arguments as in :func:`neuron_scores`.
+    down: np.ndarray, second: np.ndarray, left: np.ndarray | None, sizes: Iterable[int]
+) -> dict[int, np.ndarray]:
+    """Size -> ascending indices of as many neurons.
 
-    The least neurons go in a few rounds, and the rest is scored anew with its new reader, because
-    of two neurons that stand for each other only one may go. On three layers of a 16M model four
-    rounds lose 4 to 21 % less than one of leverages (MoDeGPT), and 32 rounds 1 % less than four.
+    down: W (m, k); second: E[h h^T] (k, k); left: as in :func:`neuron_scores`. A sixteenth of the
+    neurons goes at a time and the rest is scored anew with its new reader, because of two neurons
+    that stand for each other only one may go. On three layers of a 16M model this loses 4 to 21 %
+    less than one round of leverages (MoDeGPT). What a size gives does not depend on the others.
     """
-    kept, reader = np.arange(len(second)), down
-    for left_over in np.linspace(len(second), size, _ROUNDS + 1).round().astype(int)[1:]:
-        scores = neuron_scores(reader, second[np.ix_(kept, kept)], left)
-        kept = kept[largest(scores, left_over)]
-        reader = nystrom(down, second, kept)
-    return kept
+    kept, reader = np.arange(len(second)), down.astype(np.float64)
+    inverse, left_over = np.linalg.inv(_ridged(second)), sorted(sizes)
+    found = {len(second): kept}
+    for stop in np.linspace(len(second), 0, _ROUNDS + 1).round().astype(int)[1:]:
+        scores = neuron_scores(reader, inverse, left)
+        while left_over and left_over[-1] >= stop:
+            size = left_over.pop()
+            found.setdefault(size, kept[largest(scores, size)])
+        if not left_over:
+            break
+        stay = largest(scores, stop)
+        go = np.setdiff1d(np.arange(len(kept)), stay)
+        # Optimal Brain Surgeon's update: the inverse of what stays, and its least-squares reader.
+        taken = np.linalg.solve(inverse[np.ix_(go, go)], inverse[np.ix_(go, stay)])
+        reader = reader[:, stay] - reader[:, go] @ taken
+        inverse = inverse[np.ix_(stay, stay)] - inverse[np.ix_(stay, go)] @ taken
+        kept = kept[stay]
+    return found
 
 
 def nystrom(down: np.ndarray, second: np.ndarray, kept: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from mlx_svd.errors import MlxSvdError
 from mlx_svd.plan.budget import choose
 from mlx_svd.plan.candidates import Candidate, measure_candidates, module_candidates
 from mlx_svd.plan.forms import FormChoice, Storage, choose_form
+from mlx_svd.plan.joint import Joint, measure_joint, sliceable_groups
 from mlx_svd.plan.notes import plan_notes
 from mlx_svd.plan.plan import Plan, ProjectionPlan, target_dtype
 from mlx_svd.plan.policy import round_rank
@@ -122,14 +123,15 @@ class _Planner:
         wanted = [p for p in self.universe if not self._left_alone(p)]
         if not wanted:
             raise MlxSvdError("the budget has nothing to choose from; every projection is skipped")
-        found = measure_candidates(
-            self.source, wanted, recipe.choices, self.scoring, recipe.dtype, advance
+        alone = replace(
+            recipe.choices, forms=tuple(f for f in recipe.choices.forms if f != "sliced")
         )
+        found = measure_candidates(self.source, wanted, alone, self.scoring, recipe.dtype, advance)
+        joint = self._joint(found) if "sliced" in recipe.choices.forms else []
         if budget.keep_bytes is not None:
             touched = sum(plans[p.path].bytes_before for p in wanted)
-            return choose(
-                found, int(budget.keep_bytes * touched), f"--keep-bytes {budget.keep_bytes}"
-            )
+            what = f"--keep-bytes {budget.keep_bytes}"
+            return choose(found, int(budget.keep_bytes * touched), what, joint)
         size, what = budget.target_size, f"--target-size {budget.target_size}"
         if size is None:
             weights = sum(prod(shape) for shape, _ in self.source.tensors.values())
@@ -141,16 +143,24 @@ class _Planner:
             modules = module_candidates(self.source, recipe.choices, recipe.dtype, self.calibration)
             rest -= sum(u.nbytes for u in units if u.path in modules)
             found = found | modules
-        return choose(found, size - rest, what)
+        return choose(found, size - rest, what, joint)
+
+    def _joint(self, found: dict[str, list[Candidate]]) -> list[list[Joint]]:
+        """The slices of every group of which the budget decides about all members."""
+        source, recipe = self.source, self.recipe
+        groups = sliceable_groups(source, set(found), self.scoring)
+        return measure_joint(source, groups, found, recipe.choices, self.scoring, recipe.dtype)
 
     def _chosen(self, plan: ProjectionPlan, c: Candidate) -> ProjectionPlan:
         p, q = plan.projection, c.quantization
         dtype = target_dtype(self.source.tensors[f"{p.module}.weight"][1], self.recipe.dtype)
+        group = self.groups[p.path] if c.form == "sliced" else None
         return replace(
             plan,
+            stored_shape=group and group.stored_shape(p, c.rank),
             form=c.form,
             ranks=None if c.rank is None else (c.rank,),
-            limit=min(p.shape),
+            limit=group.limit if group else min(p.shape),
             break_even=Storage(p, dtype, q).break_even_rank(1, q.group_size if q else 1),
             quantization=q,
             factors=c.factors,

@@ -242,7 +242,7 @@ def test_score_of_a_neuron_is_what_leaving_it_out_costs(weighted, monkeypatch):
         kept = np.delete(np.arange(7), i)
         error = hidden @ down.T - hidden[:, kept] @ slicing.nystrom(down, second, kept).T
         found.append(np.einsum("si,ij,sj->", error, left if weighted else np.eye(9), error))
-    scores = slicing.neuron_scores(down, second, left)
+    scores = slicing.neuron_scores(down, np.linalg.inv(second), left)
     np.testing.assert_allclose(scores, np.array(found) / SAMPLES, rtol=1e-4)
 
 
@@ -255,9 +255,9 @@ def test_chosen_neurons_lose_little_more_than_the_best_subset():
         return np.einsum("si,ij,sj->", error, left, error)
 
     losses = sorted(loss(np.array(kept)) for kept in combinations(range(8), 4))
-    chosen = loss(slicing.kept_neurons(down, second, left, 4))
+    chosen = loss(slicing.kept_neurons(down, second, left, [4])[4])
     assert chosen <= losses[len(losses) // 10]
-    at_once = loss(slicing.largest(slicing.neuron_scores(down, second, left), 4))
+    at_once = loss(slicing.largest(slicing.neuron_scores(down, np.linalg.inv(second), left), 4))
     assert chosen < at_once
 
 
@@ -265,7 +265,23 @@ def test_of_two_equal_neurons_one_is_kept():
     hidden = correlated(6, 22)
     hidden[:, 3] = hidden[:, 1]
     down = np.random.default_rng(23).standard_normal((5, 6))
-    kept = slicing.kept_neurons(down, moment(hidden), None, 5)
+    kept = slicing.kept_neurons(down, moment(hidden), None, [5])[5]
     assert len({1, 3} & set(kept.tolist())) == 1
     error = hidden @ down.T - hidden[:, kept] @ slicing.nystrom(down, moment(hidden), kept).T
     assert np.abs(error).max() <= 1e-2 * np.abs(hidden @ down.T).max()
+
+
+def test_neurons_are_left_out_one_after_the_other_with_new_readers(monkeypatch):
+    monkeypatch.setattr(slicing, "_ROUNDS", 8)
+    down, hidden = np.random.default_rng(24).standard_normal((9, 8)), correlated(8, 25)
+    second, left = moment(hidden), positive(9, 26)
+    kept, reader = np.arange(8), down
+    found = slicing.kept_neurons(down, second, left, range(1, 8))
+    for size in range(7, 0, -1):
+        inverse = np.linalg.inv(slicing._ridged(second)[np.ix_(kept, kept)])
+        worst = np.argmin(slicing.neuron_scores(reader, inverse, left))
+        kept = np.delete(kept, worst)
+        reader = slicing.nystrom(down, second, kept)
+        assert found[size].tolist() == kept.tolist()
+    alone = slicing.kept_neurons(down, second, left, [3])[3]
+    assert alone.tolist() == found[3].tolist()
