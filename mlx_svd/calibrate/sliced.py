@@ -17,11 +17,12 @@ from mlx_svd.calibrate.scorers import Score
 from mlx_svd.calibrate.statistics import Statistics
 from mlx_svd.linalg.slicing import (
     HeadBasis,
+    dropping_order,
     head_bases,
     kept_neurons,
-    largest,
     nystrom,
     output_second,
+    pair_costs,
     pair_rows,
     pair_scores,
 )
@@ -104,19 +105,42 @@ def _rows(blocks: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def _pairs(group, p, size, matrices, statistics) -> Sliced:
-    known = statistics(p)
-    energies = {
-        name: np.diagonal(output_second(a.weight, a.bias, known.second, known.mean))
-        for name, a in matrices.items()
-    }
-    scores = pair_scores(energies["q"], energies["k"], group.kv_heads)
-    pairs = largest(scores, size // 2)
+    order, share = _pair_order(group, matrices, statistics)
+    dropped = len(order) - size // 2
+    pairs = np.sort(order[dropped:])
     rows = pair_rows(pairs, group.limit, p.heads)
     own = matrices[p.name]
     bias = None if own.bias is None else own.bias[rows]
-    kept = float(scores[pairs].sum() / scores.sum()) if scores.sum() > 0 else 1.0
-    lift = _scatter(rows, p.shape[0])
-    return Sliced(own.weight[rows], bias, known.second, lift, kept, tuple(pairs.tolist()))
+    lift, second = _scatter(rows, p.shape[0]), statistics(p).second
+    kept = float(share[pairs].sum())
+    return Sliced(own.weight[rows], bias, second, lift, kept, tuple(pairs.tolist()))
+
+
+def _pair_order(group, matrices, statistics) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs in the order in which they are dropped, and each one's share of the energy of the
+    attention scores. With output moments the least loss goes first, without MoDeGPT's score."""
+    known = {name: statistics(group.member(name)) for name in matrices}
+    seconds = _output_seconds(matrices, known)
+    energies = {name: np.diagonal(second) for name, second in seconds.items()}
+    scores = pair_scores(energies["q"], energies["k"], group.kv_heads)
+    share = scores / (float(scores.sum()) or 1.0)
+    lefts = {name: k.output_second for name, k in known.items()}
+    if any(left is None for left in lefts.values()):
+        return np.argsort(scores, kind="stable"), share
+    return dropping_order(_mean_costs(group, seconds, lefts)), share
+
+
+def _output_seconds(matrices, known) -> dict[str, np.ndarray]:
+    return {
+        name: output_second(own.weight, own.bias, known[name].second, known[name].mean)
+        for name, own in matrices.items()
+    }
+
+
+def _mean_costs(group, seconds, lefts) -> np.ndarray:
+    names = ("q", "k")
+    costs = [pair_costs(seconds[n], lefts[n], group.member(n).heads) for n in names]
+    return (costs[0] + costs[1]) / 2
 
 
 def _neurons(group, p, size, matrices, statistics) -> Sliced:
@@ -175,23 +199,15 @@ def _missed_neurons(down: np.ndarray, known: Statistics, kept: np.ndarray) -> np
 
 
 def _pair_losses(group, sizes, matrices, statistics, scores) -> dict[int, float]:
-    """unit * tr(L_DD E[y_D y_D^T]) for the outputs D of the dropped pairs, bias included; the mean
-    over queries and keys."""
-    seconds = {}
-    for name, own in matrices.items():
-        known = statistics(group.member(name))
-        seconds[name] = output_second(own.weight, own.bias, known.second, known.mean)
-    diagonals = {name: np.diagonal(second) for name, second in seconds.items()}
-    worth = pair_scores(diagonals["q"], diagonals["k"], group.kv_heads)
-
-    def cost(name: str, dropped: np.ndarray) -> float:
-        rows = pair_rows(dropped, group.limit, group.member(name).heads)
-        left, part = scores[name].metric.left, seconds[name][np.ix_(rows, rows)]
-        weighed = np.trace(part) if left is None else (left[np.ix_(rows, rows)] * part).sum()
-        return scores[name].metric.unit * float(weighed)
-
+    """The dropped pairs' unit * tr(L_DD E[y_D y_D^T]), the mean over queries and keys."""
+    order, _ = _pair_order(group, matrices, statistics)
+    seconds = _output_seconds(matrices, {n: statistics(group.member(n)) for n in matrices})
+    costs = 0.0
+    for name, second in seconds.items():
+        metric, heads = scores[name].metric, group.member(name).heads
+        costs = costs + metric.unit * pair_costs(second, metric.left, heads) / len(seconds)
     losses = {}
     for size in sizes:
-        dropped = np.setdiff1d(np.arange(group.limit // 2), largest(worth, size // 2))
-        losses[size] = (cost("q", dropped) + cost("k", dropped)) / 2
+        dropped = order[: len(order) - size // 2]
+        losses[size] = float(costs[np.ix_(dropped, dropped)].sum())
     return losses

@@ -118,6 +118,27 @@ def pair_scores(queries: np.ndarray, keys: np.ndarray, kv_heads: int) -> np.ndar
     return (of_queries * of_keys).sum((0, 1))
 
 
+def pair_costs(second: np.ndarray, left: np.ndarray | None, heads: int) -> np.ndarray:
+    """(d / 2, d / 2): the sum over D x D is what zero outputs of the pairs D cost, tr(L_DD C_DD).
+
+    second: C = E[y y^T] (m, m) of queries or keys; left: L (m, m), None: identity.
+    """
+    weighed = second * (np.eye(len(second)) if left is None else left)
+    half = len(second) // heads // 2
+    return weighed.reshape(heads, 2, half, heads, 2, half).sum((0, 1, 3, 4))
+
+
+def dropping_order(costs: np.ndarray) -> np.ndarray:
+    """Pairs in the order in which they are dropped, each the one that then adds least to the sum
+    of ``costs`` over the dropped ones."""
+    added, order = np.diagonal(costs).copy(), []
+    for _ in range(len(costs)):
+        order.append(int(np.argmin(added)))
+        added += 2 * costs[order[-1]]
+        added[order] = np.inf
+    return np.array(order)
+
+
 def largest(scores: np.ndarray, count: int) -> np.ndarray:
     """Ascending indices of the ``count`` largest scores; of equal ones the first."""
     return np.sort(np.argsort(-scores, kind="stable")[:count])

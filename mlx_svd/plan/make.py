@@ -18,7 +18,13 @@ from mlx_svd.plan.notes import plan_notes
 from mlx_svd.plan.plan import Plan, ProjectionPlan, target_dtype
 from mlx_svd.plan.policy import round_rank
 from mlx_svd.plan.recipe import Recipe, Rule, check_rules
-from mlx_svd.plan.slicing import check_slices, size_multiple, sliced_choice, sliced_storage
+from mlx_svd.plan.slicing import (
+    cache_note,
+    check_slices,
+    size_multiple,
+    sliced_choice,
+    sliced_storage,
+)
 from mlx_svd.plan.spectra import measure_spectra
 from mlx_svd.plan.units import make_units
 from mlx_svd.source.families import Projection
@@ -96,9 +102,13 @@ class _Planner:
             projections=tuple(plans.values()),
             units=units,
             dropped=tuple(source.dropped),
-            notes=plan_notes(source, recipe, plans),
+            notes=self._notes(plans),
             bytes_before=sum(prod(shape) * dtype.size for shape, dtype in tensors.values()),
         )
+
+    def _notes(self, plans: dict[str, ProjectionPlan]) -> tuple[str, ...]:
+        sliced = cache_note(self.groups, plans)
+        return plan_notes(self.source, self.recipe, plans) + ((sliced,) if sliced else ())
 
     def _calibration_record(self, plans: dict[str, ProjectionPlan]) -> dict | None:
         """What the plan's result depends on, None if on no calibration."""

@@ -101,6 +101,32 @@ def check_slices(
             )
 
 
+def cache_note(groups: dict[str, SliceGroup], plans: dict[str, ProjectionPlan]) -> str | None:
+    """A sentence if mlx-lm cannot quantize the KV cache of the sliced model, or attend fast.
+
+    Its quantized cache holds groups of 32 to 128 values; its quantized attention with fewer KV
+    heads than heads, and the fused attention of MLX on a Mac, need values as wide as keys.
+    """
+    unequal = odd = 0
+    for group in {g for g in groups.values() if g.kind == "vo"}:
+        values = plans[group.members[0].path]
+        keys = next(
+            p
+            for p in plans.values()
+            if (p.projection.name, p.projection.layer) == ("k", group.layer)
+        )
+        widths = [p.ranks[0] if p.form == "sliced" else group.limit for p in (keys, values)]
+        unequal += widths[0] != widths[1]
+        odd += widths != [group.limit] * 2 and any(width % 32 for width in widths)
+    if not (unequal or odd):
+        return None
+    return (
+        f"sliced heads: {unequal} layers keep other numbers of dimensions for values than for "
+        f"keys, {odd} keep numbers that are no multiples of 32; there mlx-lm's quantized KV cache "
+        "(--kv-bits) or MLX's fused attention does not work"
+    )
+
+
 def check_calibrated(group: SliceGroup, calibration: Calibration | None) -> None:
     """Raise MlxSvdError unless the statistics that slice this group are there."""
     if calibration is None:

@@ -64,9 +64,9 @@ def sliced(names: str, ratio: float = 0.5, **options) -> Recipe:
     return Recipe(projections, RankPolicy(rank_ratio=ratio), form="sliced", **options)
 
 
-def write_sliced(model: Path, recipe: Recipe, name: str = "sliced"):
+def write_sliced(model: Path, recipe: Recipe, name: str = "sliced", **options):
     """Checkpoint folder and plan."""
-    source, known = open_source(str(model)), calibrated(model)
+    source, known = open_source(str(model)), calibrated(model, **options)
     plan = make_plan(source, recipe, calibration=known)
     return compress(source, plan, model.parent / name, calibration=known), plan
 
@@ -146,17 +146,29 @@ def test_sliced_values_give_the_logits_of_projected_values(family, tmp_path):
     assert relative_difference(logits(folder), logits(model)) > 1e-3
 
 
+def zero_cost(weighed, dropped: set[int]) -> float:
+    """Sum of L * E[y y^T] over the outputs of the dropped pairs, over q and k."""
+    total = 0.0
+    for p, matrix in weighed:
+        size = p.shape[0] // p.heads
+        rows = [r for r in range(p.shape[0]) if r % size % (size // 2) in dropped]
+        total += matrix[np.ix_(rows, rows)].sum()
+    return total
+
+
+@pytest.mark.parametrize("moments", [("input",), ("input", "output")], ids=len)
 @pytest.mark.parametrize("rope", [None, LLAMA3, LINEAR, YARN], ids=str)
 @pytest.mark.parametrize("family", ROTARY)
-def test_sliced_pairs_give_the_logits_of_zeroed_pairs(family, rope, tmp_path):
+def test_sliced_pairs_give_the_logits_of_zeroed_pairs(family, rope, moments, tmp_path):
     changes = {"rope_parameters": rope} if rope else {}
     model = write_tiny(family, tmp_path / "model", **changes)
-    folder, plan = write_sliced(model, sliced("q,k"))
+    folder, plan = write_sliced(model, sliced("q,k"), moments=moments)
     entries = json.loads((folder / "config.json").read_text())["mlx_svd"]["projections"]
-    known, original, biases = calibrated(model), source_weights(model), _source_biases(model)
+    known = calibrated(model, moments=moments)
+    original, biases = source_weights(model), _source_biases(model)
     weights, shifts = {}, {}
     for layer in by_layer(plan):
-        energies = {}
+        energies, weighed = {}, []
         for name in ("q", "k"):
             p = layer[name].projection
             statistics, w = known.statistics(p), original[p.path]
@@ -168,10 +180,20 @@ def test_sliced_pairs_give_the_logits_of_zeroed_pairs(family, rope, tmp_path):
                 ]
             )
             full = np.concatenate([w, b[:, None]], 1)
-            energies[name] = np.diagonal(full @ moment @ full.T).reshape(p.heads, 2, -1).sum(1)
+            second = full @ moment @ full.T
+            energies[name] = np.diagonal(second).reshape(p.heads, 2, -1).sum(1)
+            if statistics.output_second is not None:
+                weighed.append((p, second * statistics.output_second))
         per = len(energies["q"]) // len(energies["k"])
         scores = (energies["q"] * np.repeat(energies["k"], per, 0)).sum(0)
         pairs = sorted(np.argsort(-scores)[: len(scores) // 2].tolist())
+        if weighed:  # one pair after the other, the one whose outputs then cost least
+            pairs = list(range(len(scores)))
+            while len(pairs) > len(scores) // 2:
+                costs = [
+                    zero_cost(weighed, set(range(len(scores))) - set(pairs) | {j}) for j in pairs
+                ]
+                del pairs[int(np.argmin(costs))]
         for name in ("q", "k"):
             p = layer[name].projection
             assert entries[p.path]["pairs"] == pairs
@@ -290,6 +312,16 @@ def test_quantized_cache_works_when_keys_and_values_keep_as_many_dimensions(tmp_
     tokens = mx.array(np.random.default_rng(2).integers(0, VOCAB, 24))
     got = stepwise(loaded, tokens, [QuantizedKVCache(32, 8) for _ in loaded.layers])
     assert relative_difference(got, np.array(loaded(tokens[None])[0])) <= 2e-2
+
+
+@pytest.mark.parametrize(
+    ("heads", "names", "noted"),
+    [(64, "q,k,v,o", False), (64, "v,o", True), (24, "q,k,v,o", True), (24, "up,down,gate", False)],
+)
+def test_plan_notes_that_the_cache_cannot_be_quantized(heads, names, noted, tmp_path):
+    model = write_tiny("llama", tmp_path / "model", head_dim=heads)
+    plan = make_plan(open_source(str(model)), sliced(names), calibration=calibrated(model))
+    assert any("--kv-bits" in note for note in plan.notes) == noted
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])

@@ -213,6 +213,34 @@ def test_pair_rows_keep_both_halves_of_every_head():
     assert rows.tolist() == [0, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17]
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+def test_pair_costs_add_up_to_what_zero_outputs_cost_on_samples(weighted):
+    outputs, left = correlated(24, 27), positive(24, 28) if weighted else None  # 3 heads of 8
+    costs = slicing.pair_costs(moment(outputs), left, 3)
+    for dropped in ([1], [0, 3], [0, 1, 2, 3]):
+        rows = slicing.pair_rows(np.array(dropped), 8, 3)
+        zeroed = np.zeros_like(outputs)
+        zeroed[:, rows] = outputs[:, rows]
+        weight = np.eye(24) if left is None else left
+        expected = np.einsum("si,ij,sj->", zeroed, weight, zeroed) / SAMPLES
+        if left is None:
+            expected = (zeroed**2).sum() / SAMPLES
+        assert costs[np.ix_(dropped, dropped)].sum() == pytest.approx(expected)
+
+
+def test_pairs_are_dropped_where_the_sum_grows_least():
+    costs = positive(6, 29)
+    order, dropped = slicing.dropping_order(costs), []
+    for j in order:
+        sums = {
+            i: costs[np.ix_([*dropped, i], [*dropped, i])].sum()
+            for i in set(range(6)) - set(dropped)
+        }
+        assert j == min(sums, key=sums.get)
+        dropped.append(int(j))
+    assert sorted(dropped) == list(range(6))
+
+
 def test_largest_is_ascending_and_stable():
     assert slicing.largest(np.array([1.0, 5.0, 5.0, 0.0, 5.0]), 2).tolist() == [1, 2]
 

@@ -24,6 +24,7 @@ TENSOR = [
     "8bit_pivot_groups_of_32",
     "per_head",
     "pivot_everywhere",
+    "sliced",
     "untouched",
 ]
 PIPELINE = ["factored", "pivot", "8bit_auto", "untouched"]

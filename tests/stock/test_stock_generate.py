@@ -6,7 +6,7 @@ import pytest
 
 pytestmark = pytest.mark.stock
 
-WITH_CODE = ["factored", "pivot", "8bit_auto", "per_head"]
+WITH_CODE = ["factored", "pivot", "8bit_auto", "per_head", "sliced"]
 # Not tested, because stock mlx-lm cannot do it with this checkpoint whatever its layers are:
 # generate has one --trust-remote-code, which it does not pass on to the draft model.
 STOCK_LIMITS = {"generate --draft-model": "a draft model with model_file is refused"}
