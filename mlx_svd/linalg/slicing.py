@@ -3,7 +3,8 @@
 MoDeGPT (arXiv 2408.09632) cuts three pairs of matrices that have a common inner dimension:
 values and output (a new basis of each head), queries and keys (some rotary pairs), and the two
 sides of an MLP (some neurons). Here the basis of the values is the optimum for weighted outputs,
-and the neurons are chosen for what their loss costs after the others have made up for it.
+pairs can be chosen by what their outputs are worth, and neurons are chosen by what is lost after
+the others have made up for them.
 """
 
 from collections.abc import Iterable
