@@ -473,3 +473,24 @@ def test_slicing_works_without_output_moments(tmp_path):
     plan = make_plan(source, sliced("q,k,v,o,gate,up,down"), calibration=known)
     folder = compress(source, plan, tmp_path / "sliced", calibration=known)
     assert np.isfinite(logits(folder)).all()
+
+
+def test_rules_of_a_recipe_file_slice_groups_to_their_own_sizes(tmp_path):
+    model = write_tiny("llama", tmp_path / "model")
+    (tmp_path / "recipe.yaml").write_text(
+        "projections: all\n"
+        "rules:\n"
+        "  - {projections: [q, k], layers: 0, form: sliced, rank: 11}\n"
+        "  - {projections: [v, o], form: sliced, rank_ratio: 0.5}\n"
+        "  - {projections: mlp, layers: -1, form: sliced, rank: 40}\n"
+    )
+    recipe = Recipe(**load_recipe_fields(tmp_path / "recipe.yaml"))
+    plan = make_plan(open_source(str(model)), recipe, calibration=calibrated(model))
+    first, last = by_layer(plan)
+    sizes = [
+        {name: p.ranks[0] for name, p in layer.items() if p.changed} for layer in (first, last)
+    ]
+    assert sizes[0] == {"q": 12, "k": 12, "v": 8, "o": 8}  # pairs are two dimensions
+    assert sizes[1] == {"v": 8, "o": 8, "gate": 40, "up": 40, "down": 40}
+    assert first["q"].reason == "size 11 rounded to a multiple of 2"
+    assert (last["down"].stored_shape, last["o"].stored_shape) == ((64, 40), (64, 32))
