@@ -134,7 +134,7 @@ class Scoring:
     def check(self, projection: Projection) -> None:
         """Raise MlxSvdError if the calibration lacks a projection that the scorer needs."""
         if SCORERS[self.scorer] and not self.calibrated(projection):
-            self.calibration.check_projection(projection)
+            self.calibration.require(projection.name)
 
     def __call__(self, projection: Projection, weight: np.ndarray) -> Score:
         if self.calibration is not None:

@@ -94,7 +94,7 @@ class Calibration:
 
     def statistics(self, projection: Projection) -> Statistics:
         """Read one projection's statistics; MlxSvdError if it was not calibrated."""
-        self.check_projection(projection)
+        self.require(projection.name)
         path = self.folder / layer_file(projection.layer)
         group = input_group(projection)
         with safe_open(str(path), framework="numpy") as file:
@@ -111,12 +111,12 @@ class Calibration:
                 },
             )
 
-    def check_projection(self, projection: Projection) -> None:
-        """Raise MlxSvdError if this projection was not calibrated."""
-        if projection.name not in self.info.projections:
+    def require(self, name: str) -> None:
+        """Raise MlxSvdError unless there are statistics of the projections of this name."""
+        if name not in self.info.projections:
             raise MlxSvdError(
-                f"{self.folder}: holds no statistics of {projection.name} projections; calibrate "
-                f"again with --projections {','.join((*self.info.projections, projection.name))}"
+                f"{self.folder}: holds no statistics of {name} projections; calibrate again with "
+                f"--projections {','.join((*self.info.projections, name))}"
             )
 
     def check(self, source: Source, moments: tuple[str, ...]) -> None:

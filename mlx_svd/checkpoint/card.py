@@ -140,7 +140,7 @@ def _quantize_again(config: dict) -> str | None:
     ranks = [
         rank
         for entry in config["mlx_svd"]["projections"].values()
-        if entry["form"] != "dense"
+        if entry["form"] not in ("dense", "sliced")
         for rank in entry["ranks"]
     ]
     skipped = [(g, sum(rank % g > 0 for rank in ranks)) for g in _GROUP_SIZES]

@@ -13,7 +13,7 @@ from mlx_svd.errors import MlxSvdError
 
 # Of config.json's ``mlx_svd`` section: a reader refuses a newer one.
 CONFIG_FORMAT = 1
-FORMS = ("dense", "factored", "pivot", "corrected")
+FORMS = ("dense", "factored", "pivot", "corrected", "sliced")
 # Below 8 bits the coefficients of the pivot form lose the matrix (about 40 % error at 4 bits).
 PIVOT_MIN_BITS = 8
 
@@ -105,15 +105,16 @@ def low_rank_tensors(
     q: Quantization | None,
     factors: Quantization | None = None,
 ) -> list[TensorSpec]:
-    """A projection (m, n) in ``form`` at one rank; ``dense`` ignores the rank, and a pivot form in
-    which all m rows are pivots is the dense matrix. factors: quantization of the factors of a
+    """A projection (m, n) in ``form`` at one rank; ``dense`` and ``sliced`` ignore the rank (shape
+    is that of the sliced matrix), and a pivot form in which all m rows are pivots is the dense
+    matrix. factors: quantization of the factors of a
     corrected form, whose base is quantized as ``q`` says."""
     m, n = shape
     if form == "corrected":
         tensors, holder = linear_tensors(f"{path}.base", shape, dtype, q), f"{path}.base"
         tensors += linear_tensors(f"{path}.down", (rank, n), dtype, factors)
         tensors += linear_tensors(f"{path}.up", (m, rank), dtype, factors)
-    elif form == "dense" or (form == "pivot" and rank == m):
+    elif form in ("dense", "sliced") or (form == "pivot" and rank == m):
         tensors, holder = linear_tensors(path, shape, dtype, q), path
     else:
         tensors = linear_tensors(f"{path}.down", (rank, n), dtype, q)

@@ -84,6 +84,7 @@ def _entry(p: ProjectionPlan, fused: bool, record: dict) -> dict:
         "ranks": list(p.ranks) if p.ranks else None,
         "rank_limit": p.limit,
         "bytes": p.bytes_after,
+        **({"stored_shape": list(p.stored_shape)} if p.stored_shape else {}),
         **record,
     }
 
@@ -111,7 +112,7 @@ def _quantization(plan: Plan, split: dict) -> dict | None:
 
 def _linears(path: str, p: ProjectionPlan) -> dict[str, Quantization | None]:
     """Paths of the Linear children that hold a projection's weights, and their quantization."""
-    if p.form == "dense":
+    if p.form in ("dense", "sliced"):
         return {path: p.quantization}
     if p.form == "corrected":
         factors = {f"{path}.{part}": p.factors for part in ("down", "up")}

@@ -12,10 +12,12 @@ import numpy as np
 from mlx_svd import __version__
 from mlx_svd.calibrate.fit import LowRank
 from mlx_svd.calibrate.scorers import SCORERS, Scoring
+from mlx_svd.calibrate.sliced import Affine
 from mlx_svd.calibrate.statistics import Calibration
 from mlx_svd.checkpoint.writer import CheckpointWriter
 from mlx_svd.compress.decompose import decompose_projection
 from mlx_svd.compress.files import checkpoint_files
+from mlx_svd.compress.slicing import PartnerReader, SlicedMatrix, slice_matrix, store_sliced
 from mlx_svd.compress.store import (
     check_range,
     squared_error,
@@ -34,12 +36,14 @@ from mlx_svd.source.source import Source, TensorStream
 
 @dataclass(frozen=True)
 class _Job:
-    """One unit with its tensors in memory: weights of the projections to decompose as numpy."""
+    """One unit with its tensors in memory: weights of the projections to decompose as numpy;
+    partners: projection name -> itself and those it is sliced with."""
 
     unit: Unit
     tensors: dict[str, mx.array]
     weights: dict[str, mx.array]
     low_rank: dict[str, np.ndarray]
+    partners: dict[str, dict[str, Affine]]
 
 
 def compress(
@@ -114,6 +118,7 @@ class _Runner:
     def __init__(self, source: Source, plan: Plan, calibration: Calibration | None):
         self.source, self.plan = source, plan
         self.scoring = Scoring(plan.scorer, plan.importance_window, calibration)
+        self.partners = PartnerReader(source, plan)
 
     def _linear(self, unit: Unit):
         return None if unit.linear_index is None else self.source.linears[unit.linear_index]
@@ -123,15 +128,20 @@ class _Runner:
         for unit in units:
             tensors = {n.rpartition(".")[2]: stream.take(n) for n in unit.sources}
             linear = self._linear(unit)
-            weights, low_rank = {}, {}
+            weights, low_rank, partners = {}, {}, {}
             if linear is not None:
                 weights = linear.split(tensors["weight"])
+                biases = linear.split(tensors["bias"]) if "bias" in tensors else {}
                 for p in linear.projections:
                     if self._is_fitted(self.plan.by_path[p.path]):
                         low_rank[p.name] = to_numpy(weights[p.name])
-            yield _Job(unit, tensors, weights, low_rank)
+                    if self.plan.by_path[p.path].form == "sliced":
+                        partners[p.name] = self.partners.matrices(
+                            p, low_rank[p.name], biases.get(p.name)
+                        )
+            yield _Job(unit, tensors, weights, low_rank, partners)
 
-    def decompose(self, job: _Job) -> tuple[_Job, dict[str, list[LowRank]]]:
+    def decompose(self, job: _Job) -> tuple[_Job, dict[str, list[LowRank] | SlicedMatrix]]:
         """Worker thread: LAPACK only."""
         linear = self._linear(job.unit)
         matrices = {}
@@ -139,9 +149,18 @@ class _Runner:
             if p.name in job.low_rank:
                 weight = job.low_rank[p.name]
                 dtype = target_dtype(job.tensors["weight"].dtype, self.plan.dtype)
-                matrices[p.name] = decompose_projection(
-                    weight, self.plan.by_path[p.path], self.scoring(p, weight), dtype
-                )
+                plan, score = self.plan.by_path[p.path], self.scoring(p, weight)
+                if plan.form == "sliced":
+                    matrices[p.name] = slice_matrix(
+                        self.partners.groups[p.path],
+                        plan,
+                        job.partners[p.name],
+                        self.scoring.calibration.statistics,
+                        score,
+                        dtype,
+                    )
+                else:
+                    matrices[p.name] = decompose_projection(weight, plan, score, dtype)
         return job, matrices
 
     def _is_fitted(self, plan: ProjectionPlan) -> bool:
@@ -150,7 +169,7 @@ class _Runner:
         return plan.changed or (quantized and self.scoring.calibrated(plan.projection))
 
     def store(
-        self, job: _Job, matrices: dict[str, list[LowRank]]
+        self, job: _Job, matrices: dict[str, list[LowRank] | SlicedMatrix]
     ) -> tuple[list[mx.array], dict[str, dict]]:
         """Main thread: cast, quantize, measure. Returns the unit's tensors and, for each of its
         projections, {energy, relative_error}."""
@@ -162,9 +181,13 @@ class _Runner:
         stored, record = {}, {}
         for p in linear.projections:
             plan, weight = self.plan.by_path[p.path], job.weights[p.name]
-            tensors, read = self._store_projection(
-                plan, weight, matrices.get(p.name), biases.get(p.name), dtype
-            )
+            matrix, noted = matrices.get(p.name), {}
+            if isinstance(matrix, SlicedMatrix):
+                tensors, read, noted = store_sliced(matrix, dtype, plan.quantization)
+            else:
+                tensors, read = self._store_projection(
+                    plan, weight, matrix, biases.get(p.name), dtype
+                )
             stored[p.name] = tensors
             if _stored_as_it_is(plan, job, dtype):
                 record[p.path] = {"energy": 1.0, "relative_error": 0.0}
@@ -172,8 +195,8 @@ class _Runner:
             check_range(p.path, tensors, dtype)
             norm = squared_norm(weight)
             error = (squared_error(weight, read) / norm) ** 0.5 if norm else 0.0
-            kept = _energy(matrices.get(p.name))
-            record[p.path] = {"energy": kept, "relative_error": error}
+            noted = noted or {"energy": _energy(matrix)}
+            record[p.path] = {**noted, "relative_error": error}
         if linear.fused and stays_fused(linear, self.plan.by_path):
             columns = zip(*stored.values(), strict=True)
             names = list(stored)

@@ -157,14 +157,49 @@ class Corrected(nn.Module):
         self.down = shard_linear(self.down, "sharded-to-all", group=group)
 
 
+class SlicedRotary(nn.Module):
+    """Rotary positions for heads that kept only some of the pairs (i, i + d / 2) of dimensions.
+
+    rope: the original rotation, a ``nn.RoPE`` or one of mlx-lm's with a table of frequencies
+    (llama3, yarn); pairs: the kept ones. Every pair keeps its own frequency.
+    """
+
+    def __init__(self, rope: nn.Module, pairs: list):
+        super().__init__()
+        if isinstance(rope, nn.RoPE):
+            table = rope.base ** (mx.arange(0, rope.dims, 2, dtype=mx.float32) / rope.dims)
+        else:
+            table = rope._freqs
+        self._freqs = table[mx.array(pairs)]
+        self._scale = rope.scale if isinstance(rope, nn.RoPE) else 1.0
+        self._factor = getattr(rope, "mscale", 1.0)
+
+    def __call__(self, x: mx.array, offset=0) -> mx.array:
+        if self._factor != 1.0:
+            x = x * self._factor
+        return mx.fast.rope(
+            x,
+            x.shape[-1],
+            traditional=False,
+            base=None,
+            scale=self._scale,
+            offset=offset,
+            freqs=self._freqs,
+        )
+
+
 FORMS = {"factored": Factored, "pivot": Pivot, "corrected": Corrected}
 
 
 def build_projection(entry: dict) -> nn.Module:
     """The module for one entry of ``config["mlx_svd"]["projections"]``.
 
-    entry: form, shape (m, n), bias, and ranks: one for the matrix, one for each head, or null.
+    entry: form, shape (m, n), bias, and ranks: one for the matrix, one for each head, or null; of
+    a sliced form also stored_shape: it is a plain Linear of that shape.
     """
+    if entry["form"] == "sliced":
+        rows, columns = entry["stored_shape"]
+        return nn.Linear(columns, rows, bias=entry["bias"])
     rows, columns = entry["shape"]
     ranks = entry["ranks"] or [0]
     rows //= len(ranks)
@@ -233,11 +268,13 @@ def Model(args: ModelArgs) -> nn.Module:
         pass
 
     replaced = replaced_modules(args)
+    # A sliced projection is a Linear, which the base class shards itself.
+    containers = [path for path, module in replaced.items() if not isinstance(module, nn.Linear)]
 
     def shard(self, group=None):
         """Tensor parallelism: the base class shards everything but the replaced modules."""
         group = group or mx.distributed.init()
-        places = {path: _parent(self, path) for path in replaced}
+        places = {path: _parent(self, path) for path in containers}
         modules = {path: getattr(*place) for path, place in places.items()}
         for parent, name in places.values():
             setattr(parent, name, nn.Linear(group.size(), group.size(), bias=False))
@@ -254,4 +291,8 @@ def Model(args: ModelArgs) -> nn.Module:
     model = LowRankModel(args.base_args)
     for path, module in replaced.items():
         setattr(*_parent(model, path), module)
+    for path, entry in args.projections.items():
+        if entry.get("pairs") and entry["projection"] == "q":
+            attention, _ = _parent(model, path)
+            attention.rope = SlicedRotary(attention.rope, entry["pairs"])
     return model

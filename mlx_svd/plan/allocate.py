@@ -9,6 +9,7 @@ from mlx_svd.errors import MlxSvdError
 from mlx_svd.plan.budget import choose
 from mlx_svd.plan.candidates import Candidate, measure_candidates, module_candidates
 from mlx_svd.plan.forms import Storage
+from mlx_svd.plan.joint import measure_joint, sliceable_groups
 from mlx_svd.plan.plan import ProjectionPlan, target_dtype
 from mlx_svd.plan.recipe import Recipe
 from mlx_svd.plan.units import make_units
@@ -19,6 +20,7 @@ from mlx_svd.plan.zero_sum import (
     zero_sum_ranks,
 )
 from mlx_svd.source.families import Projection
+from mlx_svd.source.slices import SliceGroup
 from mlx_svd.source.source import Source
 
 
@@ -37,24 +39,31 @@ def allocate(
     scoring: Scoring,
     wanted: list[Projection],
     plans: dict[str, ProjectionPlan],
+    groups: dict[str, SliceGroup],
     advance: Callable[[str], None],
 ) -> Allocation:
     """Divide ``recipe.budget`` over the ``wanted`` projections.
 
-    plans: of every projection, by path, with the others as they will be stored. Raises
+    plans: of every projection, by path, with the others as they will be stored; groups: by
+    path, those that can be sliced together. Raises
     MlxSvdError for a budget out of reach.
     """
     if not wanted:
         raise MlxSvdError("the budget has nothing to choose from; every projection is skipped")
     budget = recipe.budget
-    found = measure_candidates(source, wanted, recipe.choices, scoring, recipe.dtype, advance)
+    alone = replace(recipe.choices, forms=tuple(f for f in recipe.choices.forms if f != "sliced"))
+    found = measure_candidates(source, wanted, alone, scoring, recipe.dtype, advance)
+    joint = []
+    if "sliced" in recipe.choices.forms:
+        sliceable = sliceable_groups(source, set(found), scoring)
+        joint = measure_joint(source, sliceable, found, recipe.choices, scoring, recipe.dtype)
     if budget.keep_bytes is None:
         if recipe.allocation == "zero-sum":
             raise MlxSvdError("--allocation zero-sum: divides a share of bytes; give --keep-bytes")
-        chosen = _within_size(source, recipe, scoring, wanted, plans, found)
+        chosen = _within_size(source, recipe, scoring, wanted, plans, found, joint)
         return Allocation(chosen, _remarks(chosen))
     limit = int(budget.keep_bytes * sum(plans[p.path].bytes_before for p in wanted))
-    greedy = choose(found, limit, f"--keep-bytes {budget.keep_bytes}")
+    greedy = choose(found, limit, f"--keep-bytes {budget.keep_bytes}", joint)
     if recipe.allocation == "zero-sum":
         return _zero_sum(source, recipe, scoring, wanted, limit, greedy, advance)
     return Allocation(greedy, _remarks(greedy))
@@ -67,15 +76,24 @@ def _remarks(chosen: dict[str, Candidate]) -> tuple[str, ...]:
     return ("the budget chose no low rank: every projection is stored dense",)
 
 
-def chosen_plan(source: Source, recipe: Recipe, plan: ProjectionPlan, c: Candidate):
-    """The projection's plan with a candidate in place of what it was."""
+def chosen_plan(
+    source: Source,
+    recipe: Recipe,
+    plan: ProjectionPlan,
+    c: Candidate,
+    group: SliceGroup | None,
+) -> ProjectionPlan:
+    """The projection's plan with a candidate in place of what it was; group: that it can be sliced
+    with."""
     p, q = plan.projection, c.quantization
     storage = Storage(p, _stored_dtype(source, recipe, p), q)
+    group = group if c.form == "sliced" else None
     return replace(
         plan,
+        stored_shape=group and group.stored_shape(p, c.rank),
         form=c.form,
         ranks=None if c.rank is None else (c.rank,),
-        limit=min(p.shape),
+        limit=group.limit if group else min(p.shape),
         break_even=storage.break_even_rank(1, q.group_size if q else 1),
         quantization=q,
         factors=c.factors,
@@ -90,7 +108,7 @@ def _stored_dtype(source: Source, recipe: Recipe, p: Projection):
     return target_dtype(source.tensors[f"{p.module}.weight"][1], recipe.dtype)
 
 
-def _within_size(source, recipe, scoring, wanted, plans, found) -> dict[str, Candidate]:
+def _within_size(source, recipe, scoring, wanted, plans, found, joint) -> dict[str, Candidate]:
     """Within a size of the whole checkpoint: what is not chosen here takes its share first."""
     size, what = recipe.budget.target_size, f"--target-size {recipe.budget.target_size}"
     if size is None:
@@ -104,7 +122,7 @@ def _within_size(source, recipe, scoring, wanted, plans, found) -> dict[str, Can
         modules = module_candidates(source, recipe.choices, recipe.dtype, scoring.calibration)
         rest -= sum(unit.nbytes for unit in units if unit.path in modules)
         found = found | modules
-    return choose(found, size - rest, what)
+    return choose(found, size - rest, what, joint)
 
 
 def _zero_sum(

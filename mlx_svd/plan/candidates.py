@@ -29,6 +29,7 @@ from mlx_svd.source.families import Projection
 from mlx_svd.source.source import Source
 
 UNQUANTIZED_BITS = 16
+AUTO_FORMS = tuple(form for form in FORMS if form != "sliced")
 DEFAULT_BITS = (16, 8, 6, 5, 4, 3, 2)
 # Quantized ranks are multiples of the group size; at most this many are measured per matrix.
 _MEASURED_RANKS = 8
@@ -57,7 +58,7 @@ class Choices:
     """What a budget may choose from. bits: 16 = unquantized; group_size: of everything quantized;
     rank_multiple: of unquantized ranks."""
 
-    forms: tuple[str, ...] = FORMS
+    forms: tuple[str, ...] = AUTO_FORMS
     bits: tuple[int, ...] = DEFAULT_BITS
     group_size: int = 64
     rank_multiple: int = 1
@@ -73,7 +74,7 @@ def parse_choices(
     rank_multiple: int | None = None,
 ) -> Choices:
     """Choices as users write them: "factored,pivot", "16,8,4". The dense form is always one."""
-    forms = _listed(forms if forms not in (None, "auto") else list(FORMS))
+    forms = _listed(forms if forms not in (None, "auto") else list(AUTO_FORMS))
     if unknown := [name for name in forms if name not in FORMS]:
         raise MlxSvdError(f"form {unknown[0]}: use auto, {', '.join(FORMS)}")
     listed = _listed(bits if bits is not None else list(DEFAULT_BITS))

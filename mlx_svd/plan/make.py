@@ -15,9 +15,17 @@ from mlx_svd.plan.notes import plan_notes
 from mlx_svd.plan.plan import Plan, ProjectionPlan, target_dtype
 from mlx_svd.plan.policy import round_rank
 from mlx_svd.plan.recipe import Recipe, Rule, check_rules
+from mlx_svd.plan.slicing import (
+    cache_note,
+    check_slices,
+    size_multiple,
+    sliced_choice,
+    sliced_storage,
+)
 from mlx_svd.plan.spectra import measure_spectra
 from mlx_svd.plan.units import make_units
 from mlx_svd.source.families import Projection
+from mlx_svd.source.slices import slice_groups
 from mlx_svd.source.source import Source
 
 
@@ -57,6 +65,7 @@ class _Planner:
                 f"{', '.join(recipe.projections)} projection; change --projections"
             )
         check_rules(recipe, self.universe, self.n_layers)
+        self.groups = slice_groups(source.linears)
         self.spectra: dict[str, list[np.ndarray]] = {}
 
     def plan(self, advance: Callable[[str], None]) -> Plan:
@@ -70,13 +79,16 @@ class _Planner:
         remarks: tuple[str, ...] = ()
         if recipe.budget:
             free = [p for p in self.universe if not self._left_alone(p)]
-            allocation = allocate(source, recipe, self.scoring, free, plans, advance)
+            allocation = allocate(source, recipe, self.scoring, free, plans, self.groups, advance)
             remarks = allocation.remarks
             for path, candidate in allocation.chosen.items():
                 if path in plans:
-                    plans[path] = chosen_plan(source, recipe, plans[path], candidate)
+                    plans[path] = chosen_plan(
+                        source, recipe, plans[path], candidate, self.groups.get(path)
+                    )
                 else:
                     modules[path] = candidate.quantization
+        check_slices(source, self.groups, plans, self.calibration)
         units = make_units(source, recipe, plans, modules)
         return Plan(
             base_model=source.name,
@@ -93,9 +105,13 @@ class _Planner:
             projections=tuple(plans.values()),
             units=units,
             dropped=tuple(source.dropped),
-            notes=(*plan_notes(source, recipe, plans), *remarks),
+            notes=(*self._notes(plans), *remarks),
             bytes_before=sum(prod(shape) * dtype.size for shape, dtype in tensors.values()),
         )
+
+    def _notes(self, plans: dict[str, ProjectionPlan]) -> tuple[str, ...]:
+        sliced = cache_note(self.groups, plans)
+        return plan_notes(self.source, self.recipe, plans) + ((sliced,) if sliced else ())
 
     def _calibration_record(self) -> dict | None:
         """What the plan's result depends on, None if on no calibration."""
@@ -142,6 +158,7 @@ class _Planner:
         rule = self._rule(projection)
         policy = rule.policy if rule and rule.policy else self.recipe.policy
         exact = rule is not None and rule.ranks is not None
+        exact = exact or self._form(rule) == "sliced"
         left_alone = exact or self._left_alone(projection) or policy is None
         return not left_alone and policy.energy is not None
 
@@ -154,8 +171,15 @@ class _Planner:
         heads = self._heads(p)
         if not self._left_alone(p):
             self.scoring.check(p)
+        limit, after, shape = min(p.shape[0] // heads, p.shape[1]), storage, None
         if reason := self._left_alone(p) or (self.recipe.budget and "as the budget says"):
             choice = FormChoice("dense", None, reason)
+        elif self._form(rule) == "sliced":
+            choice = self._slice(p, rule)
+            limit = self.groups[p.path].limit
+            if choice.ranks:
+                after = sliced_storage(storage, self.groups[p.path], choice.ranks[0])
+                shape = after.projection.shape
         else:
             choice = self._choose(p, rule, heads, storage)
         before = Storage(p, dtype, None).nbytes("dense", (0,))
@@ -163,19 +187,32 @@ class _Planner:
             projection=p,
             form=choice.form,
             ranks=choice.ranks,
-            limit=min(p.shape[0] // heads, p.shape[1]),
+            limit=limit,
             break_even=storage.break_even_rank(heads, self._multiple(rule, quantize)),
             quantization=quantize,
             reason=choice.reason,
             bytes_before=before,
             bytes_dense=storage.nbytes("dense", (0,)),
-            bytes_after=storage.nbytes(choice.form, choice.ranks or (0,)),
+            bytes_after=after.nbytes(choice.form, choice.ranks or (0,)),
             factors=factors if choice.form == "corrected" else None,
+            stored_shape=shape,
         )
+
+    def _form(self, rule: Rule | None) -> str:
+        return (rule and rule.form) or self.recipe.form
+
+    def _slice(self, p: Projection, rule: Rule | None) -> FormChoice:
+        if p.path not in self.groups:
+            raise MlxSvdError(f"{p.path}: form sliced: its layer has no partner to slice with it")
+        group = self.groups[p.path]
+        quantize = self.recipe.quantization_for(self._rule(group.reader))
+        multiple = size_multiple(group, quantize, self.recipe.rank_multiple)
+        policy = rule.policy if rule and rule.policy else self.recipe.policy
+        return sliced_choice(group, p, policy, rule.ranks if rule else None, multiple)
 
     def _choose(self, p: Projection, rule: Rule | None, heads: int, storage: Storage) -> FormChoice:
         limit = min(p.shape[0] // heads, p.shape[1])
-        form = (rule and rule.form) or self.recipe.form
+        form = self._form(rule)
         # The rank of a correction is the input dimension of its own second factor.
         cut = storage.factors if form == "corrected" else storage.quantize
         multiple = 1 if form == "dense" else self._multiple(rule, cut)

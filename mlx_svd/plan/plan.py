@@ -17,13 +17,15 @@ PLAN_FORMAT = 2
 class ProjectionPlan:
     """What happens to one projection.
 
-    form: dense, factored, pivot or corrected; ranks: None = the original weights, otherwise one
-    rank for the matrix or one for each head (of a corrected form: of the correction); limit:
-    min(m, n), per head if there are several ranks; break_even: largest rank at which factors are
-    smaller than dense; quantization: of the form's matrices; factors: of the two factors of a
-    corrected form; reason: why it is not what was asked for, or why it is left alone; loss: what a
-    budget expects this choice to cost. Bytes include the bias: before (as the source stores it),
-    dense (all of it at the plan's dtype and bits) and after.
+    form: dense, factored, pivot, corrected or sliced; ranks: None = the original weights, otherwise
+    one rank for the matrix or one for each head (of a corrected form: of the correction; of a
+    sliced one: kept dimensions of a head, or neurons); limit: min(m, n), per head if there are
+    several ranks (sliced: all dimensions or neurons); stored_shape: of a sliced matrix;
+    break_even: largest rank at which factors are smaller than dense; quantization: of the form's
+    matrices; factors: of the two factors of a corrected form; reason: why it is not what was asked
+    for, or why it is left alone; loss: what a budget expects this choice to cost. Bytes include
+    the bias: before (as the source stores it), dense (all of it at the plan's dtype and bits) and
+    after.
     """
 
     projection: Projection
@@ -38,6 +40,7 @@ class ProjectionPlan:
     bytes_after: int
     factors: Quantization | None = None
     loss: float | None = None
+    stored_shape: tuple[int, int] | None = None
 
     @property
     def path(self) -> str:

@@ -84,7 +84,8 @@ def _linear_tensors(
     tensors = []
     for part in parts:
         p, ranks = part.projection, part.ranks or (0,)
+        shape = part.stored_shape or p.shape
         tensors += projection_tensors(
-            p.path, part.form, p.shape, ranks, p.bias, dtype, part.quantization, part.factors
+            p.path, part.form, shape, ranks, p.bias, dtype, part.quantization, part.factors
         )
     return tensors

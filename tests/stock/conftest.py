@@ -25,6 +25,9 @@ import numpy as np
 import pytest
 
 import mlx_svd
+from mlx_svd.calibrate.calibrate import calibrate
+from mlx_svd.calibrate.statistics import Calibration
+from mlx_svd.calibrate.text import read_windows
 from mlx_svd.checkpoint.layout import quantization
 from mlx_svd.compress import compress
 from mlx_svd.demo.run import DEMO_MODEL, PASSAGE, PROMPT
@@ -56,6 +59,7 @@ RECIPES: dict[str, Recipe] = {
     "corrected_8bit_factors": Recipe(
         rules=(Rule(policy=RankPolicy(rank=64), form="corrected", factor_bits=8),), **_Q4
     ),
+    "sliced": Recipe(form="sliced", projections=PROJECTIONS, **_HALF),
     # Controls: nothing truncated, so that mlx-lm's own classes run.
     "untouched": Recipe(**_SKIP),
     "untouched_8bit": Recipe(quantize=quantization(8), **_SKIP),
@@ -70,8 +74,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     def make(name: str) -> Path:
         path = folder / name
         if not path.exists():
-            compress(source, make_plan(source, RECIPES[name]), path)
+            known = calibration() if RECIPES[name].form == "sliced" else None
+            plan = make_plan(source, RECIPES[name], calibration=known)
+            compress(source, plan, path, calibration=known)
         return path
+
+    def calibration() -> Calibration:
+        model, tokenizer = mlx_svd.load(DEMO_MODEL, dtype="float32")
+        windows = read_windows(tokenizer, PASSAGE, length=64)
+        return calibrate(source, model, windows, folder / "calibration", projections=PROJECTIONS)
 
     return make
 

@@ -26,6 +26,7 @@ TENSOR = [
     "pivot_everywhere",
     "corrected",
     "corrected_8bit_factors",
+    "sliced",
     "untouched",
 ]
 PIPELINE = ["factored", "pivot", "8bit_auto", "corrected", "untouched"]

@@ -6,7 +6,8 @@ import pytest
 
 pytestmark = pytest.mark.stock
 
-WITH_CODE = ["factored", "pivot", "8bit_auto", "per_head", "corrected", "corrected_8bit_factors"]
+WITH_CODE = ["factored", "pivot", "8bit_auto", "per_head", "sliced"]
+WITH_CODE += ["corrected", "corrected_8bit_factors"]
 # Not tested, because stock mlx-lm cannot do it with this checkpoint whatever its layers are:
 # generate has one --trust-remote-code, which it does not pass on to the draft model.
 STOCK_LIMITS = {"generate --draft-model": "a draft model with model_file is refused"}

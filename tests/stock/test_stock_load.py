@@ -12,7 +12,7 @@ import mlx_svd
 pytestmark = pytest.mark.stock
 
 WITH_CODE = ["factored", "pivot", "8bit_auto", "8bit_factored", "per_head", "pivot_everywhere"]
-WITH_CODE += ["corrected", "corrected_8bit_factors"]
+WITH_CODE += ["corrected", "corrected_8bit_factors", "sliced"]
 WITHOUT_CODE = ["dense", "untouched", "untouched_8bit"]
 # {name: folder} and tokens in; for each name its logits, and the error without trust.
 PROGRAM = """
