@@ -51,8 +51,8 @@ Config = Annotated[
 Form = Annotated[
     str | None,
     typer.Option(
-        help="auto (smallest; with a budget: all), dense, factored, pivot or corrected; with a "
-        "budget also several, comma-separated. Default: auto.",
+        help="auto (smallest; with a budget: all), dense, factored, pivot, corrected or sliced; "
+        "with a budget also several, comma-separated. Default: auto.",
         rich_help_panel=_RANK,
     ),
 ]

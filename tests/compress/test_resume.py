@@ -191,7 +191,8 @@ def wait_for_units(folder: Path, count: int, process: subprocess.Popen) -> None:
 def test_interrupt_key_prints_one_line_exits_with_130_and_the_run_can_be_continued(tmp_path):
     model = write_tiny("llama", tmp_path / "model", num_hidden_layers=40)
     target = tmp_path / "target"
-    argv = ("compress", "--model", model, "--rank-ratio", 0.5, "--mlx-path", target)
+    plain = ("--rank-ratio", 0.5, "--scorer", "plain")
+    argv = ("compress", "--model", model, *plain, "--mlx-path", target)
     process = start(*argv)
     wait_for_units(tmp_path / "target.incomplete", 10, process)
     process.send_signal(signal.SIGINT)
@@ -215,7 +216,15 @@ def test_killed_at_ten_random_moments_the_next_run_gives_the_files_of_one_run(
     """kill -9 between the start and the end of an uninterrupted run, then the same command."""
     monkeypatch.chdir(tmp_path)  # the card holds the command, so each run has the same --mlx-path
     target = Path("target")
-    argv = ("compress", "--model", shared / "models" / "llama-44m", "--rank-ratio", 0.6)
+    argv = (
+        "compress",
+        "--model",
+        shared / "models" / "llama-44m",
+        "--rank-ratio",
+        0.6,
+        "--scorer",
+        "plain",
+    )
     argv += ("--projections", "all", "--form", "pivot", "--mlx-path", target)
     begun = time.monotonic()
     assert finish(start(*argv)) == (0, "")
@@ -243,7 +252,17 @@ def test_killed_at_ten_random_moments_the_next_run_gives_the_files_of_one_run(
 @pytest.mark.slow
 def test_two_runs_at_once_the_second_is_refused_and_the_first_is_not_harmed(shared, tmp_path):
     model = shared / "models" / "llama-44m"
-    argv = ("compress", "--model", model, "--rank-ratio", 0.6, "--mlx-path", tmp_path / "target")
+    argv = (
+        "compress",
+        "--model",
+        model,
+        "--rank-ratio",
+        0.6,
+        "--scorer",
+        "plain",
+        "--mlx-path",
+        tmp_path / "target",
+    )
     first = start(*argv)
     wait_for_units(tmp_path / "target.incomplete", 3, first)
     code, err = finish(start(*argv))
