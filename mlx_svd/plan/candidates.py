@@ -36,6 +36,8 @@ _MEASURED_RANKS = 8
 # Noise of quantized factors is measured at these bits; at others it follows the noise of the
 # dense matrix, to which it is proportional.
 _NOISE_BITS = 4
+# Raised when candidates are measured differently, so that older ones are not read again.
+_CANDIDATES_FORMAT = 1
 _CORRECTION_RANKS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _FACTOR_BITS, _FACTOR_GROUP = 8, 32
 
@@ -281,7 +283,7 @@ class _Measuring:
 def _cache_file(choices: Choices, scoring: Scoring, dtype: str | None, paths: list[str]):
     if scoring.calibration is None:
         return None
-    key = [__version__, asdict(choices), scoring.scorer, scoring.window, dtype, paths]
+    key = [_CANDIDATES_FORMAT, __version__, asdict(choices), scoring.scorer, scoring.window, dtype, paths]
     key.append(scoring.calibration.info.digest)
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return scoring.calibration.folder / f"candidates-{digest}.json"
