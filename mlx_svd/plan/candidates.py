@@ -283,8 +283,8 @@ class _Measuring:
 def _cache_file(choices: Choices, scoring: Scoring, dtype: str | None, paths: list[str]):
     if scoring.calibration is None:
         return None
-    key = [_CANDIDATES_FORMAT, __version__, asdict(choices), scoring.scorer, scoring.window, dtype, paths]
-    key.append(scoring.calibration.info.digest)
+    key = [_CANDIDATES_FORMAT, __version__, scoring.calibration.info.digest]
+    key += [asdict(choices), scoring.scorer, scoring.window, dtype, paths]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return scoring.calibration.folder / f"candidates-{digest}.json"
 
