@@ -201,7 +201,7 @@ def read_recipe(
     from mlx_svd.checkpoint.layout import quantization
     from mlx_svd.errors import MlxSvdError
     from mlx_svd.plan.budget import parse_budget
-    from mlx_svd.plan.candidates import parse_choices
+    from mlx_svd.plan.choices import parse_choices
     from mlx_svd.plan.policy import RankPolicy, parse_energy
     from mlx_svd.plan.recipe import Recipe, parse_projections
     from mlx_svd.plan.recipe_file import load_recipe_fields

@@ -20,7 +20,7 @@ from mlx_svd.calibrate.scorers import SCORERS
 from mlx_svd.checkpoint.layout import quantization
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.plan.budget import Budget
-from mlx_svd.plan.candidates import DEFAULT_BITS, UNQUANTIZED_BITS, Choices, parse_choices
+from mlx_svd.plan.choices import DEFAULT_BITS, UNQUANTIZED_BITS, Choices, parse_choices
 from mlx_svd.plan.forms import Storage
 from mlx_svd.plan.recipe import Recipe, Rule
 from mlx_svd.source.families import Projection

@@ -29,7 +29,7 @@ from mlx_svd.experiments.sweep_config import SweepConfig
 from mlx_svd.finetune.heal import heal
 from mlx_svd.finetune.settings import HealSettings
 from mlx_svd.plan.budget import Budget
-from mlx_svd.plan.candidates import Choices
+from mlx_svd.plan.choices import Choices
 from mlx_svd.plan.make import make_plan
 from mlx_svd.plan.plan import Plan
 from mlx_svd.plan.recipe import Recipe

@@ -14,23 +14,19 @@ from mlx_svd.calibrate.scorers import Score, Scoring
 from mlx_svd.calibrate.statistics import Calibration
 from mlx_svd.checkpoint.disk import disk_errors, write_file
 from mlx_svd.checkpoint.layout import (
-    FORMS,
     PIVOT_MIN_BITS,
     Quantization,
     linear_tensors,
-    quantization,
     total_bytes,
 )
-from mlx_svd.errors import MlxSvdError
 from mlx_svd.parallel import default_workers, ordered_map
+from mlx_svd.plan.choices import UNQUANTIZED_BITS, Choices
 from mlx_svd.plan.forms import Storage
 from mlx_svd.plan.plan import target_dtype
+from mlx_svd.plan.spectra import projection_weights
 from mlx_svd.source.families import Projection
 from mlx_svd.source.source import Source
 
-UNQUANTIZED_BITS = 16
-AUTO_FORMS = tuple(form for form in FORMS if form != "sliced")
-DEFAULT_BITS = (16, 8, 6, 5, 4, 3, 2)
 # Quantized ranks are multiples of the group size; at most this many are measured per matrix.
 _MEASURED_RANKS = 8
 # Noise of quantized factors is measured at these bits; at others it follows the noise of the
@@ -55,47 +51,6 @@ class Candidate:
     loss: float
 
 
-@dataclass(frozen=True)
-class Choices:
-    """What a budget may choose from. bits: 16 = unquantized; group_size: of everything quantized;
-    rank_multiple: of unquantized ranks."""
-
-    forms: tuple[str, ...] = AUTO_FORMS
-    bits: tuple[int, ...] = DEFAULT_BITS
-    group_size: int = 64
-    rank_multiple: int = 1
-
-    def quantization(self, bits: int) -> Quantization | None:
-        return None if bits == UNQUANTIZED_BITS else Quantization(self.group_size, bits)
-
-
-def parse_choices(
-    forms: str | list[str] | None = None,
-    bits: str | list[int] | int | None = None,
-    group_size: int | None = None,
-    rank_multiple: int | None = None,
-) -> Choices:
-    """Choices as users write them: "factored,pivot", "16,8,4". The dense form is always one."""
-    forms = _listed(forms if forms not in (None, "auto") else list(AUTO_FORMS))
-    if unknown := [name for name in forms if name not in FORMS]:
-        raise MlxSvdError(f"form {unknown[0]}: use auto, {', '.join(FORMS)}")
-    listed = _listed(bits if bits is not None else list(DEFAULT_BITS))
-    try:
-        numbers = tuple(sorted({int(b) for b in listed}, reverse=True))
-    except ValueError as error:
-        raise MlxSvdError(f"bits {bits!r}: give numbers such as 16,8,4") from error
-    if not numbers or (unknown := [b for b in numbers if b not in DEFAULT_BITS]):
-        raise MlxSvdError(f"bits {bits!r}: use {', '.join(map(str, DEFAULT_BITS))}")
-    size = quantization(4, group_size).group_size
-    return Choices(tuple(forms), numbers, size, rank_multiple or 1)
-
-
-def _listed(value) -> list:
-    parts = value.split(",") if isinstance(value, str) else value
-    parts = parts if isinstance(parts, list | tuple) else [parts]
-    return [part.strip() if isinstance(part, str) else part for part in parts]
-
-
 def measure_candidates(
     source: Source,
     wanted: list[Projection],
@@ -113,27 +68,15 @@ def measure_candidates(
         for projection in wanted:
             advance(projection.path)
         return _read(cache)
-    paths = {p.path for p in wanted}
 
-    def weights():
-        stream = source.stream()
-        for linear in source.linears:
-            if not any(p.path in paths for p in linear.projections):
-                continue
-            name = f"{linear.path}.weight"
-            stored = target_dtype(source.tensors[name][1], dtype)
-            parts = linear.split(stream.take(name))
-            for p in linear.projections:
-                part = parts.pop(p.name)
-                if p.path in paths:
-                    yield p, np.array(part.astype(mx.float32)), stored
-
-    def measure(item) -> tuple[str, list[Candidate]]:
-        p, weight, stored = item
+    def measure(item: tuple[Projection, np.ndarray]) -> tuple[str, list[Candidate]]:
+        p, weight = item
+        stored = target_dtype(source.tensors[f"{p.module}.weight"][1], dtype)
         return p.path, _Measuring(p, weight, scoring(p, weight), choices, stored).candidates()
 
+    weights = projection_weights(source, {p.path for p in wanted})
     found = {}
-    for path, candidates in ordered_map(measure, weights(), default_workers()):
+    for path, candidates in ordered_map(measure, weights, default_workers()):
         found[path] = candidates
         advance(path)
     if cache is not None:

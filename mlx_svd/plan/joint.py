@@ -15,7 +15,8 @@ from mlx_svd.calibrate.sliced import Affine, slicing_losses
 from mlx_svd.checkpoint.disk import disk_errors, write_file
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.parallel import default_workers, ordered_map
-from mlx_svd.plan.candidates import Candidate, Choices
+from mlx_svd.plan.candidates import Candidate
+from mlx_svd.plan.choices import Choices
 from mlx_svd.plan.forms import Storage
 from mlx_svd.plan.plan import target_dtype
 from mlx_svd.plan.slicing import check_calibrated, size_multiple, sliced_storage

@@ -13,7 +13,7 @@ from mlx_svd.calibrate.scorers import SCORERS, check_scorer
 from mlx_svd.checkpoint.layout import FORMS, Quantization, quantization
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.plan.budget import Budget
-from mlx_svd.plan.candidates import UNQUANTIZED_BITS, Choices
+from mlx_svd.plan.choices import UNQUANTIZED_BITS, Choices
 from mlx_svd.plan.policy import RankPolicy
 from mlx_svd.source.families import ATTENTION, MLP, PROJECTIONS, Projection
 

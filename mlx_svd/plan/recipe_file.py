@@ -9,7 +9,7 @@ import yaml
 from mlx_svd.checkpoint.layout import Quantization, quantization
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.plan.budget import Budget, parse_budget
-from mlx_svd.plan.candidates import parse_choices
+from mlx_svd.plan.choices import parse_choices
 from mlx_svd.plan.plan import PLAN_FORMAT
 from mlx_svd.plan.policy import RankPolicy, parse_energy
 from mlx_svd.plan.recipe import Recipe, Rule, parse_projections

@@ -17,6 +17,19 @@ def head_rows(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, -1, weight.shape[1])
 
 
+def projection_weights(source: Source, paths: set[str]) -> Iterator[tuple[Projection, np.ndarray]]:
+    """Projections and their weights (m, n) float32, read one module at a time."""
+    stream = source.stream()
+    for linear in source.linears:
+        if not any(p.path in paths for p in linear.projections):
+            continue
+        parts = linear.split(stream.take(f"{linear.path}.weight"))
+        for projection in linear.projections:
+            part = parts.pop(projection.name)
+            if projection.path in paths:
+                yield projection, np.array(part.astype(mx.float32))
+
+
 def measure_spectra(
     source: Source,
     wanted: dict[str, int],
@@ -29,17 +42,6 @@ def measure_spectra(
     it is done. Weights are read one at a time. The energies are those of the scorer.
     """
 
-    def weights() -> Iterator[tuple[Projection, np.ndarray]]:
-        stream = source.stream()
-        for linear in source.linears:
-            if not any(p.path in wanted for p in linear.projections):
-                continue
-            parts = linear.split(stream.take(f"{linear.path}.weight"))
-            for projection in linear.projections:
-                part = parts.pop(projection.name)
-                if projection.path in wanted:
-                    yield projection, np.array(part.astype(mx.float32))
-
     def measure(item: tuple[Projection, np.ndarray]) -> tuple[str, list[np.ndarray]]:
         projection, weight = item
         heads = head_rows(weight, wanted[projection.path])
@@ -51,7 +53,9 @@ def measure_spectra(
         return projection.path, spectra
 
     spectra = {}
-    for path, energies in ordered_map(measure, weights(), default_workers()):
+    for path, energies in ordered_map(
+        measure, projection_weights(source, set(wanted)), default_workers()
+    ):
         spectra[path] = energies
         advance(path)
     return spectra

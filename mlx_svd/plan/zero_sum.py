@@ -11,12 +11,12 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import mlx.core as mx
 import numpy as np
 
 from mlx_svd.calibrate.scorers import Scoring
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.parallel import default_workers, ordered_map
+from mlx_svd.plan.spectra import projection_weights
 from mlx_svd.source.families import Projection
 from mlx_svd.source.source import Source
 
@@ -44,16 +44,6 @@ def measure_components(
 ) -> dict[str, Components]:
     """Components of every wanted projection, by path. nbytes: of a projection at a rank, None for
     dense. The calibration must hold output and gradient moments."""
-    paths = {p.path for p in wanted}
-
-    def weights():
-        stream = source.stream()
-        for linear in source.linears:
-            if any(p.path in paths for p in linear.projections):
-                parts = linear.split(stream.take(f"{linear.path}.weight"))
-                for p in linear.projections:
-                    if p.path in paths:
-                        yield p, np.array(parts[p.name].astype(mx.float32))
 
     def measure(item) -> tuple[str, Components]:
         p, weight = item
@@ -67,8 +57,9 @@ def measure_components(
         sizes = [nbytes(p, rank) for rank in range(len(d.energies))] + [nbytes(p, None)]
         return p.path, Components(costs, changes, np.array(sizes))
 
+    weights = projection_weights(source, {p.path for p in wanted})
     found = {}
-    for path, components in ordered_map(measure, weights(), default_workers()):
+    for path, components in ordered_map(measure, weights, default_workers()):
         found[path] = components
         advance(path)
     return found

@@ -11,7 +11,7 @@ from mlx_svd.checkpoint.layout import Quantization
 from mlx_svd.checkpoint.loader import load_model
 from mlx_svd.compress import compress
 from mlx_svd.plan.budget import Budget
-from mlx_svd.plan.candidates import Choices
+from mlx_svd.plan.choices import Choices
 from mlx_svd.plan.make import make_plan
 from mlx_svd.plan.policy import RankPolicy
 from mlx_svd.plan.recipe import Recipe, Rule

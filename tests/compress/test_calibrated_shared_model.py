@@ -9,7 +9,7 @@ from mlx_svd.checkpoint.loader import load, load_model
 from mlx_svd.compress import compress
 from mlx_svd.evaluate.perplexity import WindowLosses, ratio, window_losses
 from mlx_svd.plan.budget import Budget
-from mlx_svd.plan.candidates import Choices
+from mlx_svd.plan.choices import Choices
 from mlx_svd.plan.make import make_plan
 from mlx_svd.plan.policy import RankPolicy
 from mlx_svd.plan.recipe import Recipe

@@ -12,7 +12,7 @@ from mlx_svd.checkpoint.loader import load_model, tensor_bytes
 from mlx_svd.compress import compress
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.plan.budget import Budget
-from mlx_svd.plan.candidates import Choices
+from mlx_svd.plan.choices import Choices
 from mlx_svd.plan.make import make_plan
 from mlx_svd.plan.recipe import Recipe, Rule
 from mlx_svd.plan.recipe_file import load_recipe_fields

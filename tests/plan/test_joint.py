@@ -14,7 +14,8 @@ from mlx_svd.checkpoint.loader import tensor_bytes
 from mlx_svd.compress import compress
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.plan.budget import Budget, choose
-from mlx_svd.plan.candidates import Candidate, measure_candidates, parse_choices
+from mlx_svd.plan.candidates import Candidate, measure_candidates
+from mlx_svd.plan.choices import parse_choices
 from mlx_svd.plan.joint import measure_joint, sliceable_groups
 from mlx_svd.plan.make import make_plan
 from mlx_svd.plan.recipe import Recipe, Rule
