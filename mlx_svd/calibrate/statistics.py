@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from mlx_svd.checkpoint.disk import disk_errors, write_file
+from mlx_svd.checkpoint.disk import disk_errors, replace_file, write_file
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.source.families import Projection
 from mlx_svd.source.source import Source
@@ -144,9 +144,7 @@ def layer_file(layer: int) -> str:
 
 def save_layer(folder: Path, layer: int, arrays: dict[str, np.ndarray]) -> None:
     """Write one layer's statistics; the file appears when it is complete."""
-    with disk_errors(folder):
-        write_file(folder / "partial", save(arrays))
-        (folder / "partial").rename(folder / layer_file(layer))
+    replace_file(folder / layer_file(layer), save(arrays))
 
 
 def saved_loss(folder: Path, layer: int) -> float | None:

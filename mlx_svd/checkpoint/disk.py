@@ -48,6 +48,14 @@ def write_file(path: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a small file that appears, or takes the place of the old one, when it is complete."""
+    partial = path.with_name(path.name + ".partial")
+    with disk_errors(path.parent):
+        write_file(partial, data)
+        partial.rename(path)
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until new, renamed and removed names of a folder are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)

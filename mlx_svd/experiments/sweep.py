@@ -18,14 +18,14 @@ from mlx_svd import __version__
 from mlx_svd.calibrate.calibrate import calibrate
 from mlx_svd.calibrate.statistics import MOMENTS, Calibration
 from mlx_svd.calibrate.text import Windows, read_windows
-from mlx_svd.checkpoint.disk import disk_errors, write_file
+from mlx_svd.checkpoint.disk import disk_errors, replace_file
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.compress import compress
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.experiments.measure import Measurement, read_material
 from mlx_svd.experiments.methods import method_recipe, slug
 from mlx_svd.experiments.rivals import make_rival
-from mlx_svd.experiments.sweep_config import SweepConfig
+from mlx_svd.experiments.sweep_config import HEALED, SweepConfig
 from mlx_svd.finetune.heal import heal
 from mlx_svd.finetune.settings import HealSettings
 from mlx_svd.plan.budget import Budget
@@ -121,9 +121,7 @@ class _Sweep:
                     yield self._matched_row(name, heals=True)
 
     def _method_row(self, group, keep: float, method: str) -> _Row:
-        base, _, healed = method.partition(" healed")
-        heals = method.endswith(" healed")
-        del healed
+        base, heals = method.removesuffix(HEALED), method.endswith(HEALED)
 
         def make(folder: Path) -> dict[str, Any]:
             recipe = method_recipe(base, self.source, group.projections, keep, group.bits)
@@ -169,8 +167,7 @@ class _Sweep:
 
     def _compress(self, recipe: Recipe, folder: Path, heals: bool) -> dict[str, Any]:
         began, cpu = time.perf_counter(), time.process_time()
-        calibrated = recipe.moments or recipe.scorer != "plain"
-        calibration = self.calibration if calibrated else None
+        calibration = self.calibration if recipe.moments else None
         plan = make_plan(self.source, recipe, calibration=calibration)
         planned, planned_cpu = time.perf_counter(), time.process_time()
         made = folder.with_name(folder.name + ".before") if heals else folder
@@ -250,10 +247,7 @@ class _Sweep:
         }
 
     def _save(self, path: Path, record: dict[str, Any]) -> None:
-        partial = path.with_suffix(".partial")
-        with disk_errors(path.parent):
-            write_file(partial, json.dumps(record, indent=2).encode())
-            partial.rename(path)
+        replace_file(path, json.dumps(record, indent=2).encode())
 
 
 def _plan_record(plan: Plan, recipe: Recipe) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mlx_svd.plan.recipe import parse_projections
 
 _KEYS = {"calibration", "heldout", "other", "facts", "speed", "groups", "rivals", "matched", "heal"}
 _GROUP_KEYS = {"name", "projections", "keep_bytes", "bits", "methods"}
-_HEALED = " healed"
+HEALED = " healed"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _group(entry: dict) -> Group:
     _check_keys(entry, _GROUP_KEYS, "a group")
     methods = tuple(entry["methods"])
     for method in methods:
-        check_method(method.removesuffix(_HEALED))
+        check_method(method.removesuffix(HEALED))
     bits = entry.get("bits")
     return Group(
         str(entry["name"]),

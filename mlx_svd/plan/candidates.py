@@ -12,7 +12,7 @@ from mlx_svd import __version__
 from mlx_svd.calibrate.fit import Form, dense, fit, rounding_to
 from mlx_svd.calibrate.scorers import Score, Scoring
 from mlx_svd.calibrate.statistics import Calibration
-from mlx_svd.checkpoint.disk import disk_errors, write_file
+from mlx_svd.checkpoint.disk import replace_file
 from mlx_svd.checkpoint.layout import (
     PIVOT_MIN_BITS,
     Quantization,
@@ -234,10 +234,7 @@ def _cache_file(choices: Choices, scoring: Scoring, dtype: str | None, paths: li
 
 def _write(path, found: dict[str, list[Candidate]]) -> None:
     content = {p: [asdict(c) for c in candidates] for p, candidates in found.items()}
-    partial = path.with_suffix(".partial")
-    with disk_errors(path.parent):
-        write_file(partial, json.dumps(content).encode())
-        partial.rename(path)
+    replace_file(path, json.dumps(content).encode())
 
 
 def _read(path) -> dict[str, list[Candidate]]:

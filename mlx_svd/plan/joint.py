@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from mlx_svd import __version__
 from mlx_svd.calibrate.scorers import Scoring
 from mlx_svd.calibrate.sliced import Affine, slicing_losses
-from mlx_svd.checkpoint.disk import disk_errors, write_file
+from mlx_svd.checkpoint.disk import replace_file
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.parallel import default_workers, ordered_map
 from mlx_svd.plan.candidates import Candidate
@@ -147,7 +146,7 @@ def _losses(
     found = {}
     for group, losses in ordered_map(measure, _matrices(source, groups), default_workers()):
         found[group.reader.path] = losses
-    _write(cache, found)
+    replace_file(cache, json.dumps(found).encode())
     return found
 
 
@@ -171,10 +170,3 @@ def _matrices(
     for group in groups:
         names = ("q", "k") if group.kind == "qk" else (group.reader.name,)
         yield group, {name: read(group, name) for name in names}
-
-
-def _write(cache: Path, found: dict) -> None:
-    partial = cache.with_suffix(".partial")
-    with disk_errors(cache.parent):
-        write_file(partial, json.dumps(found).encode())
-        partial.rename(cache)
