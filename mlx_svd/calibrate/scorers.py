@@ -133,12 +133,11 @@ class Scoring:
 
     def check(self, projection: Projection) -> None:
         """Raise MlxSvdError if the calibration lacks a projection that the scorer needs."""
-        if SCORERS[self.scorer] and not self.calibrated(projection):
+        if SCORERS[self.scorer] and self.calibration is not None:
             self.calibration.require(projection.name)
 
     def __call__(self, projection: Projection, weight: np.ndarray) -> Score:
-        if self.calibration is not None:
-            self.check(projection)
+        self.check(projection)
         known = self.calibrated(projection)
         statistics = self.calibration.statistics(projection) if known else None
         return score(self.scorer, weight, statistics, self.window)

@@ -119,9 +119,9 @@ def run(
         )
 
 
-def for_recipe(source: "Source", recipe, *, folder: Path | None, text, windows, length):
-    """The calibration that a recipe needs: the one in ``folder``, or one from the cache, made on
-    ``text`` if it is not there yet; None if it needs none."""
+def for_recipe(source: "Source", recipe, *, moments, folder: Path | None, text, windows, length):
+    """The calibration that a recipe needs: the one in ``folder``, or one of ``moments`` from the
+    cache, made on ``text`` if it is not there yet; None if no moments are needed."""
     from mlx_svd.calibrate.statistics import load_calibration
     from mlx_svd.errors import MlxSvdError
 
@@ -131,7 +131,7 @@ def for_recipe(source: "Source", recipe, *, folder: Path | None, text, windows, 
                 "--calibration: holds its own text; leave out --text, --windows and --length"
             )
         return load_calibration(folder)
-    if not recipe.moments:
+    if not moments:
         return None
     return run(
         source,
@@ -140,7 +140,7 @@ def for_recipe(source: "Source", recipe, *, folder: Path | None, text, windows, 
         windows=windows,
         length=length,
         projections=recipe.projections,
-        moments=recipe.moments,
+        moments=moments,
         dtype=None,
     )
 

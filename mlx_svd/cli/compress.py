@@ -57,7 +57,7 @@ def compress(
 
     if os.path.lexists(mlx_path) and not dry_run:
         raise MlxSvdError(f"{mlx_path}: exists already; delete it or give another --mlx-path")
-    found = planned(**{k: v for k, v in given.items() if k not in own})
+    found = planned(not dry_run, **{k: v for k, v in given.items() if k not in own})
     plan = found.plan
     if dry_run:
         show(plan, json_)

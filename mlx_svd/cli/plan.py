@@ -45,7 +45,7 @@ def plan(
 ) -> None:
     """Print form, rank, break-even rank and bytes of every projection; write nothing."""
     given = dict(locals())
-    chosen = planned(**{k: v for k, v in given.items() if k != "json_"}).plan
+    chosen = planned(False, **{k: v for k, v in given.items() if k != "json_"}).plan
     show(chosen, json_)
 
 
@@ -59,6 +59,7 @@ class Planned:
 
 
 def planned(
+    compresses: bool,
     model: str,
     revision: str | None,
     calibration: Path | None,
@@ -67,7 +68,10 @@ def planned(
     length: int | None,
     **recipe_options,
 ) -> Planned:
-    """Source, calibration and plan, with progress bars for what is measured."""
+    """Source, calibration and plan, with progress bars for what is measured.
+
+    compresses: the plan is carried out, so that the calibration of its scorer is needed in any
+    case; otherwise only where the plan depends on it."""
     from mlx_svd.cli.calibrate import for_recipe
     from mlx_svd.cli.progress import progress
     from mlx_svd.plan.make import make_plan
@@ -78,6 +82,7 @@ def planned(
     statistics = for_recipe(
         source,
         recipe,
+        moments=recipe.moments if compresses else recipe.planning_moments,
         folder=calibration,
         text=text,
         windows=windows,

@@ -93,6 +93,11 @@ def check_calibration(source: Source, plan: Plan, calibration: Calibration | Non
     """Raise MlxSvdError unless ``calibration`` is the one that the plan rests on."""
     made_with = plan.calibration and plan.calibration["digest"]
     given = calibration and calibration.info.digest
+    if not given and SCORERS[plan.scorer] and not made_with:
+        raise MlxSvdError(
+            f"--scorer {plan.scorer}: needs a calibration; make one with mlx-svd calibrate, and "
+            "the plan with it"
+        )
     if made_with and not given:
         raise MlxSvdError(
             "the plan rests on a calibration; give it with --calibration, made from "

@@ -38,13 +38,14 @@ def make_plan(
     """Decide form, ranks and bits of every projection and count the bytes.
 
     Reads weights only if an energy policy or a budget needs their spectra; ``advance`` is told
-    each path whose spectrum is done. calibration: of this model, for the scorers that need one.
-    Raises MlxSvdError for a rank over the limit, a rule that can never apply, a budget out of
-    reach, a calibration of another model, and everything that the source refuses.
+    each path whose spectrum is done. calibration: of this model; a plan of given ranks can be made
+    without, but only be compressed with the calibration that it was made with. Raises MlxSvdError
+    for a rank over the limit, a rule that can never apply, a budget out of reach, a calibration of
+    another model, and everything that the source refuses.
     """
     if calibration is not None:
         calibration.check(source, recipe.moments)
-    elif recipe.moments:
+    elif recipe.planning_moments:
         raise MlxSvdError(
             f"--scorer {recipe.scorer}: needs a calibration; make one with mlx-svd calibrate"
         )

@@ -144,6 +144,14 @@ class Recipe:
         needed = SCORERS[self.scorer]
         return ("input", "output", "gradient") if self.allocation == "zero-sum" else needed
 
+    @property
+    def planning_moments(self) -> tuple[str, ...]:
+        """What planning alone needs: ranks that are given count bytes without any measurement."""
+        policies = [self.policy, *(rule.policy for rule in self.rules)]
+        energies = any(policy and policy.energy is not None for policy in policies)
+        slices = "sliced" in (self.form, *(rule.form for rule in self.rules))
+        return self.moments if self.budget or energies or slices else ()
+
     def factors_for(self, rule: Rule | None) -> Quantization | None:
         """How the factors of a corrected form under this rule are quantized."""
         if rule is not None and rule.exact:

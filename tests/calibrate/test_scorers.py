@@ -7,8 +7,10 @@ import pytest
 
 from mlx_svd.calibrate.scorers import SCORERS, Scoring, component_importance, score
 from mlx_svd.calibrate.statistics import Statistics
+from mlx_svd.compress import compress
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.linalg.truncate import decompose
+from mlx_svd.plan.budget import Budget
 from mlx_svd.plan.make import make_plan
 from mlx_svd.plan.policy import RankPolicy
 from mlx_svd.plan.recipe import Recipe, Rule
@@ -187,8 +189,26 @@ def test_a_calibration_without_the_moments_or_the_projection_is_refused_by_the_p
         source, Recipe(("q", "k"), policy, scorer="whitened", rules=skip), calibration=calibration
     )
     assert [p.changed for p in plan.projections if p.projection.name in "qk"] == [True, False] * 2
+    for recipe in (
+        Recipe(("q",), RankPolicy(energy=0.9), scorer="whitened"),
+        Recipe(("q",), scorer="two-sided", budget=Budget(keep_bytes=0.5)),
+    ):
+        with pytest.raises(MlxSvdError, match=f"--scorer {recipe.scorer}: needs a calibration"):
+            make_plan(source, recipe)
+
+
+def test_given_ranks_are_planned_without_a_calibration_but_not_compressed(tmp_path):
+    source, model = tiny_model("llama", tmp_path / "model")
+    recipe = Recipe(("q",), RankPolicy(rank_ratio=0.5), scorer="whitened")
+    plan = make_plan(source, recipe)
     with pytest.raises(MlxSvdError, match="--scorer whitened: needs a calibration"):
-        make_plan(source, Recipe(("q",), policy, scorer="whitened"))
+        compress(source, plan, tmp_path / "out")
+    calibration = calibrated(source, model, tmp_path / "c", projections=("q",), moments=("input",))
+    with pytest.raises(MlxSvdError, match="not the calibration that the plan was made with"):
+        compress(source, plan, tmp_path / "out", calibration=calibration)
+    calibrated_plan = make_plan(source, recipe, calibration=calibration)
+    assert calibrated_plan.bytes_after == plan.bytes_after
+    assert not (tmp_path / "out").exists()
 
 
 def test_statistics_are_read_for_the_scorers_that_need_them_only(tmp_path):

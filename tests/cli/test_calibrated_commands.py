@@ -56,9 +56,22 @@ def test_bits_and_forms_limit_what_a_budget_chooses(calibration):
     assert {p["quantization"] for p in plan["projections"]} == {None}
 
 
-def test_ranks_are_whitened_by_default_and_calibrate_by_themselves():
-    plan = json.loads(run("plan", *MODEL, "--rank-ratio", 0.4, *SMALL, "--json"))
+def test_ranks_are_whitened_by_default_and_compress_calibrates_by_itself(tmp_path):
+    command = ("--rank-ratio", 0.4, *SMALL, "--json", "--mlx-path", tmp_path / "out")
+    plan = json.loads(run("compress", *MODEL, *command))["plan"]
     assert plan["scorer"] == "whitened"
+    assert plan["calibration"]["origin"] == "the text shipped with mlx-svd"
+
+
+@pytest.mark.parametrize("verb", ["plan", "compress"])
+def test_bytes_of_given_ranks_are_told_without_running_the_model(verb):
+    dry = ("--dry-run",) if verb == "compress" else ()
+    plan = json.loads(run(verb, *MODEL, "--rank-ratio", 0.4, *dry, "--json"))
+    assert (plan["scorer"], plan["calibration"]) == ("whitened", None)
+
+
+def test_plan_of_energies_calibrates_by_itself():
+    plan = json.loads(run("plan", *MODEL, "--energy", 0.9, *SMALL, "--json"))
     assert plan["calibration"]["origin"] == "the text shipped with mlx-svd"
 
 
