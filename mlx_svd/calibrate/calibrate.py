@@ -9,11 +9,11 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
+from mlx_svd.calibrate.accumulator import Accumulator
+from mlx_svd.calibrate.blocks import Blocks
 from mlx_svd.calibrate.modules import module_losses
 from mlx_svd.calibrate.statistics import (
-    LOSS,
     MOMENTS,
     Calibration,
     CalibrationInfo,
@@ -26,7 +26,7 @@ from mlx_svd.calibrate.statistics import (
     save_layer,
     saved_loss,
 )
-from mlx_svd.calibrate.taps import gradients_of, inputs_of, tapped
+from mlx_svd.calibrate.taps import inputs_of, require_finite, tapped
 from mlx_svd.calibrate.text import Windows
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.source.families import LinearModule
@@ -38,7 +38,7 @@ MAX_ACCUMULATOR_BYTES = 4 << 30
 
 def calibrate(
     source: Source,
-    model: nn.Module,
+    open_model: Callable[[], nn.Module],
     windows: Windows,
     folder: Path,
     *,
@@ -49,36 +49,89 @@ def calibrate(
 ) -> Calibration:
     """Measure ``moments`` of ``projections`` on every window and save them in ``folder``.
 
-    model: the loaded model of ``source``. Input moments need forward passes; output and gradient
-    moments also backward passes of the language-model loss on the text itself (empirical Fisher).
-    ``advance`` is told "pass/window" after each window. A folder that holds the same calibration
-    is reused, finished or not. Raises MlxSvdError for a folder with another one, and for NaN
-    (names the layer).
+    open_model: gives the loaded model of ``source``, best with lazy weights. Input moments are
+    measured block by block, with one block of a newly opened model in memory; output and gradient
+    moments need the whole model, for backward passes of the language-model loss on the text itself
+    (empirical Fisher). ``advance`` is told each of the ``steps``. A folder that holds the same
+    calibration is reused, finished or not. Raises MlxSvdError for a folder with another one, and
+    for NaN (names the layer).
     """
+    model = open_model()
     info = calibration_info(source, model, windows, projections, moments)
     if (found := finished(folder, info)) is not None:
         return found
-    begin(folder, info)
+    begin(folder, info, windows)
     linears = _linears(source, projections)
     began, cpu = time.perf_counter(), time.process_time()
-    for number, part in enumerate(_passes(linears, info, folder, max_accumulator_bytes)):
-        accumulator = _Accumulator(part, info)
-        with tapped(model, part) as taps:
-            for index, window in enumerate(windows.tokens):
-                accumulator.add(model, taps, mx.array(window)[None])
-                advance(f"{number}/{index}")
-        for layer, arrays in accumulator.layers().items():
-            save_layer(folder, layer, arrays)
+    losses = {}
+    if info.moments == ("input",):
+        del model
+        _measure_inputs(source, open_model, windows, info, folder, linears, advance)
+    else:
+        require_finite(model, str(source.folder))
+        parts = _passes(linears, info, folder, max_accumulator_bytes)
+        _measure_gradients(model, windows, info, folder, parts, advance)
+        losses = module_losses(model, source, windows) if "output" in info.moments else {}
     complete = replace(
         info,
         loss=saved_loss(folder, linears[0].projections[0].layer),
-        module_losses=module_losses(model, source, windows) if "output" in moments else {},
+        module_losses=losses,
         seconds=round(time.perf_counter() - began, 2),
         cpu_seconds=round(time.process_time() - cpu, 2),
         peak_memory=peak_memory(),
     )
     save_info(folder, complete)
     return Calibration(folder, complete)
+
+
+def _measure_inputs(
+    source: Source,
+    open_model: Callable[[], nn.Module],
+    windows: Windows,
+    info: CalibrationInfo,
+    folder: Path,
+    linears: list[LinearModule],
+    advance: Callable[[str], None],
+) -> None:
+    """Block by block; a block whose layer an earlier run finished is run, not measured."""
+    left = [m for m in linears if not _is_saved(folder, m)]
+    last = max((m.projections[0].layer for m in left), default=-1)
+    # Every prediction has an input; the last token predicts nothing.
+    blocks = Blocks(open_model, source.config["model_type"], windows.tokens[:, :-1])
+    for layer in range(last + 1):
+        model, block = blocks.open(layer)
+        require_finite(block, str(source.folder), f"{blocks.path(layer)}.")
+        members = [m for m in left if m.projections[0].layer == layer]
+        if not members:
+            blocks.advance(layer, block)
+            continue
+        accumulator = Accumulator(members, info)
+        with tapped(model, members) as taps:
+            for window, output in enumerate(blocks.outputs(layer, block)):
+                mx.eval(output)
+                accumulator.add_inputs(inputs_of(taps))
+                blocks.hidden[window] = output
+                advance(f"{layer}/{window}")
+        save_layer(folder, layer, accumulator.layers()[layer])
+
+
+def _measure_gradients(
+    model: nn.Module,
+    windows: Windows,
+    info: CalibrationInfo,
+    folder: Path,
+    parts: list[list[LinearModule]],
+    advance: Callable[[str], None],
+) -> None:
+    """Inputs too; the whole text for each part of the layers."""
+    for number, part in enumerate(parts):
+        accumulator = Accumulator(part, info)
+        with tapped(model, part) as taps:
+            for index, window in enumerate(windows.tokens):
+                accumulator.add_window(model, taps, mx.array(window)[None])
+                advance(f"{number}/{index}")
+        for layer, arrays in accumulator.layers().items():
+            save_layer(folder, layer, arrays)
 
 
 def calibration_info(
@@ -125,9 +178,20 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def passes(source: Source, projections: tuple[str, ...], moments: tuple[str, ...]) -> int:
-    """How many times the text is run, for a progress bar."""
-    return len(_split(_linears(source, projections), projections, moments, MAX_ACCUMULATOR_BYTES))
+def steps(
+    source: Source,
+    projections: tuple[str, ...],
+    moments: tuple[str, ...],
+    windows: int,
+    max_accumulator_bytes: int = MAX_ACCUMULATOR_BYTES,
+) -> list[str]:
+    """What ``calibrate`` tells one by one: "layer/window", or "pass/window" with gradients."""
+    linears = _linears(source, projections)
+    if set(moments) <= {"input"}:
+        rounds = 1 + max(m.projections[0].layer for m in linears)
+    else:
+        rounds = len(_split(linears, projections, moments, max_accumulator_bytes))
+    return [f"{r}/{w}" for r in range(rounds) for w in range(windows)]
 
 
 def _linears(source: Source, projections: tuple[str, ...]) -> list[LinearModule]:
@@ -142,8 +206,13 @@ def _linears(source: Source, projections: tuple[str, ...]) -> list[LinearModule]
 
 def _passes(linears, info: CalibrationInfo, folder: Path, limit: int) -> list[list[LinearModule]]:
     """Modules in passes of whole layers; layers that an earlier run finished are left out."""
-    left = [m for m in linears if not (folder / layer_file(m.projections[0].layer)).is_file()]
+    left = [m for m in linears if not _is_saved(folder, m)]
     return _split(left, info.projections, info.moments, limit)
+
+
+def _is_saved(folder: Path, linear: LinearModule) -> bool:
+    """Whether the file of the module's layer is complete."""
+    return (folder / layer_file(linear.projections[0].layer)).is_file()
 
 
 def _split(linears, projections, moments, limit: int) -> list[list[LinearModule]]:
@@ -170,75 +239,3 @@ def _bytes(linears: list[LinearModule], projections, moments) -> int:
     ):
         total += m * m * ("output" in moments) + 2 * m * n * ("gradient" in moments)
     return 8 * total
-
-
-class _Accumulator:
-    """Sums over windows, float64."""
-
-    def __init__(self, linears: list[LinearModule], info: CalibrationInfo):
-        self.linears, self.info = linears, info
-        self.sums: dict[tuple[int, str], np.ndarray] = {}
-        self.backward = info.moments != ("input",)
-        # One module of each input group measures the input for all.
-        groups: dict[tuple[int, str], int] = {}
-        for index, linear in enumerate(linears):
-            p = linear.projections[0]
-            groups.setdefault((p.layer, input_group(p)), index)
-        self.groups = {index: group for group, index in groups.items()}
-
-    def add(self, model: nn.Module, taps: list, window: mx.array) -> None:
-        """One window (1, L)."""
-        # Every prediction has an input; the last token predicts nothing.
-        if not self.backward:
-            inputs, gradients, loss = inputs_of(model, taps, window[:, :-1]), [], None
-        else:
-            outputs = [sum(p.shape[0] for p in m.projections) for m in self.linears]
-            loss, inputs, gradients = gradients_of(model, taps, window, outputs)
-            mx.eval(loss, inputs, gradients)
-        # All inputs before the gradients, so that the first module that sees a NaN is named.
-        for index, (layer, group) in self.groups.items():
-            x, path = inputs[index], self.linears[index].path
-            self._add(layer, f"{group}.second", x.T @ x, path)
-            self._add(layer, f"{group}.mean", x.sum(0), path)
-            self._add(layer, f"{group}.mean_abs", mx.abs(x).sum(0), path)
-        for linear, x, gradient in zip(self.linears, inputs, gradients, strict=False):
-            self._add_gradients(linear, x, gradient)
-        # With every layer, so that a run continued after the last one knows it.
-        for layer in {linear.projections[0].layer for linear in self.linears} if gradients else ():
-            self._add(layer, LOSS, loss[None], "the loss")
-
-    def _add_gradients(self, linear: LinearModule, x: mx.array, g: mx.array) -> None:
-        for name, rows in linear.split(g.T).items():
-            if name not in self.info.projections:
-                continue
-            layer = linear.projections[0].layer
-            if "output" in self.info.moments:
-                self._add(layer, f"{name}.output_second", rows @ rows.T, linear.path)
-            if "gradient" in self.info.moments:
-                # Of the window's mean loss, so that windows of any length weigh alike.
-                gradient = rows @ x / len(x)
-                self._add(layer, f"{name}.gradient", gradient, linear.path)
-                self._add(layer, f"{name}.abs_gradient", mx.abs(gradient), linear.path)
-                squares = mx.square(gradient).sum(1)
-                self._add(layer, f"{name}.row_fisher", squares, linear.path)
-
-    def _add(self, layer: int, name: str, value: mx.array, path: str) -> None:
-        value = np.array(value, dtype=np.float64)
-        if not np.isfinite(value.sum()):
-            raise MlxSvdError(
-                f"{path}: its activations or gradients hold NaN or Inf on the calibration text; "
-                "calibrate in --dtype float32"
-            )
-        if (layer, name) in self.sums:
-            self.sums[layer, name] += value
-        else:
-            self.sums[layer, name] = value
-
-    def layers(self) -> dict[int, dict[str, np.ndarray]]:
-        """layer -> name -> mean over tokens (gradients of weights: over windows)."""
-        found: dict[int, dict[str, np.ndarray]] = {}
-        for (layer, name), total in self.sums.items():
-            per_window = name.endswith(("gradient", "row_fisher"))
-            count = self.info.windows if per_window else self.info.tokens
-            found.setdefault(layer, {})[name] = total / count
-        return found

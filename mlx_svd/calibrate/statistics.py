@@ -1,10 +1,12 @@
 """What is measured for each projection, and the folder that keeps it.
 
-A calibration folder holds ``calibration.json`` (model, text, settings, digests) and one
-``layer-NNN.safetensors`` for each layer, float64, written when the layer is complete.
+A calibration folder holds ``calibration.json`` (model, text, settings, digests), ``windows.npy``
+(the text's tokens) and one ``layer-NNN.safetensors`` for each layer, float64, written when the
+layer is complete.
 """
 
 import hashlib
+import io
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -15,6 +17,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from mlx_svd.calibrate.text import Windows
 from mlx_svd.checkpoint.disk import disk_errors, replace_file, write_file
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.source.families import Projection
@@ -22,10 +25,14 @@ from mlx_svd.source.source import Source
 
 CALIBRATION_FORMAT = 1
 CALIBRATION_FILE = "calibration.json"
+WINDOWS_FILE = "windows.npy"
 # Names the calibration that a folder is for, from its beginning.
 _MARKER = "digest"
 # What can be measured: of the inputs (forward pass), and of the gradients (backward pass).
 MOMENTS = ("input", "output", "gradient")
+# Names of ``Statistics``: what projections with one input share, and what each has of its own.
+INPUT_MOMENTS = ("second", "mean", "mean_abs")
+GRADIENT_MOMENTS = ("output_second", "gradient", "abs_gradient", "row_fisher")
 # The mean loss on the text, kept with every layer whose gradients were measured.
 LOSS = "loss"
 # The projections that see the same input.
@@ -57,7 +64,9 @@ class CalibrationInfo:
     """What a calibration was made of. model, text, digest: SHA-256; tokens: how many entered;
     loss: mean negative log-likelihood on them; moments, projections: what was measured;
     module_losses: module without projections (embedding, head) -> bits -> KL divergence from the
-    original when it is quantized (group size 64), in nats a token."""
+    original when it is quantized (group size 64), in nats a token; sequential: digest of the plan
+    by which everything before a projection was compressed when its input was measured, None = the
+    model was the original."""
 
     base_model: str
     revision: str | None
@@ -76,12 +85,15 @@ class CalibrationInfo:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     peak_memory: int = 0
+    sequential: str | None = None
 
     @cached_property
     def digest(self) -> str:
         """Equal digests: the same model, text and settings."""
         settings = ("model", "text", "windows", "length", "moments", "projections", "dtype")
         kept = {name: getattr(self, name) for name in settings}
+        if self.sequential:
+            kept["sequential"] = self.sequential
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -104,12 +116,21 @@ class Calibration:
                 return file.get_tensor(name) if name in names else None
 
             return Statistics(
-                **{k: file.get_tensor(f"{group}.{k}") for k in ("second", "mean", "mean_abs")},
-                **{
-                    key: read(f"{projection.name}.{key}")
-                    for key in ("output_second", "gradient", "abs_gradient", "row_fisher")
-                },
+                **{name: file.get_tensor(f"{group}.{name}") for name in INPUT_MOMENTS},
+                **{name: read(f"{projection.name}.{name}") for name in GRADIENT_MOMENTS},
             )
+
+    @cached_property
+    def windows(self) -> Windows:
+        """The text that it was measured on."""
+        path = self.folder / WINDOWS_FILE
+        try:
+            tokens = np.load(path)
+        except (OSError, ValueError) as error:
+            raise MlxSvdError(
+                f"{path}: is missing or damaged; delete the folder and calibrate again"
+            ) from error
+        return Windows(tokens, self.info.origin, self.info.text, len(tokens))
 
     def require(self, name: str) -> None:
         """Raise MlxSvdError unless there are statistics of the projections of this name."""
@@ -202,11 +223,14 @@ def finished(folder: Path, info: CalibrationInfo) -> Calibration | None:
     return None
 
 
-def begin(folder: Path, info: CalibrationInfo) -> None:
-    """Mark a new or unfinished folder as that of this calibration."""
+def begin(folder: Path, info: CalibrationInfo, windows: Windows) -> None:
+    """Mark a new or unfinished folder as that of this calibration, and keep its text."""
+    tokens = io.BytesIO()
+    np.save(tokens, windows.tokens)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / _MARKER, info.digest.encode())
+        write_file(folder / WINDOWS_FILE, tokens.getvalue())
 
 
 def cache_folder(info: CalibrationInfo) -> Path:

@@ -41,11 +41,8 @@ def tapped(model: nn.Module, linears: list[LinearModule]) -> Iterator[list[Tap]]
         model.update_modules(tree_unflatten(originals))
 
 
-def inputs_of(model: nn.Module, taps: list[Tap], tokens: mx.array) -> list[mx.array]:
-    """The input (tokens, n) of each tapped module; tokens: (B, L)."""
-    for tap in taps:
-        tap._seen["shift"] = None
-    model(tokens)
+def inputs_of(taps: list[Tap]) -> list[mx.array]:
+    """The last input (tokens, n) of each tapped module, float32."""
     return [_rows(tap._seen["input"]) for tap in taps]
 
 
@@ -73,10 +70,11 @@ def _rows(x: mx.array) -> mx.array:
     return x.reshape(-1, x.shape[-1]).astype(mx.float32)
 
 
-def require_finite(model: nn.Module, origin: str) -> None:
-    """Raise MlxSvdError that names the first parameter with NaN or Inf; origin: for the message."""
+def require_finite(model: nn.Module, origin: str, prefix: str = "") -> None:
+    """Raise MlxSvdError that names the first parameter with NaN or Inf; origin and prefix (of a
+    part of a model): for the message."""
     for name, parameter in tree_flatten(model.parameters()):
         if mx.issubdtype(parameter.dtype, mx.floating) and not all_finite(parameter):
             raise MlxSvdError(
-                f"{origin}: tensor {name} holds NaN or Inf; the source weights are damaged"
+                f"{origin}: tensor {prefix}{name} holds NaN or Inf; the source weights are damaged"
             )

@@ -77,11 +77,10 @@ def run(
     import mlx.core as mx
 
     from mlx_svd.calibrate.calibrate import calibrate as run_calibration
-    from mlx_svd.calibrate.calibrate import calibration_info, passes, too_few_tokens
+    from mlx_svd.calibrate.calibrate import calibration_info, steps, too_few_tokens
     from mlx_svd.calibrate.statistics import cache_folder, finished
-    from mlx_svd.calibrate.taps import require_finite
     from mlx_svd.calibrate.text import read_windows
-    from mlx_svd.checkpoint.loader import load
+    from mlx_svd.checkpoint.loader import load, load_model
     from mlx_svd.cli.progress import progress
     from mlx_svd.cli.tables import progress_console
 
@@ -110,12 +109,16 @@ def run(
         out.print(f"note: the text has only {len(chosen)} windows, {windows} were asked for")
     if warning := too_few_tokens(info, source):
         out.print(f"note: {warning}")
-    require_finite(model, str(source.folder))
-    runs = passes(source, projections, moments)
-    work = {f"{p}/{w}": 1.0 for p in range(runs) for w in range(len(chosen))}
+    work = dict.fromkeys(steps(source, projections, moments, len(chosen)), 1.0)
     with progress("calibrating", work) as advance:
         return run_calibration(
-            source, model, chosen, folder, projections=projections, moments=moments, advance=advance
+            source,
+            lambda: load_model(source.folder, dtype=dtype, lazy=True)[0],
+            chosen,
+            folder,
+            projections=projections,
+            moments=moments,
+            advance=advance,
         )
 
 

@@ -86,7 +86,7 @@ class _Sweep:
             (output / "rows").mkdir(parents=True, exist_ok=True)
         self.calibration: Calibration = calibrate(
             self.source,
-            loaded,
+            lambda: loaded,
             self.windows,
             output / "calibration",
             projections=tuple(p for p in PROJECTIONS if p in present),

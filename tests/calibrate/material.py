@@ -35,7 +35,7 @@ def calibrated(
 ) -> Calibration:
     """All moments of all attention projections on random windows."""
     options = {"projections": ("q", "k", "v", "o"), "moments": EVERYTHING, **options}
-    return calibrate(source, model, windows or random_windows(), folder, **options)
+    return calibrate(source, lambda: model, windows or random_windows(), folder, **options)
 
 
 def rows_of(family: str, name: str, fused: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_svd.calibrate import calibrate as module
-from mlx_svd.calibrate.calibrate import passes, too_few_tokens
+from mlx_svd.calibrate.calibrate import steps, too_few_tokens
 from mlx_svd.calibrate.statistics import load_calibration
 from mlx_svd.compress import compress
 from mlx_svd.errors import MlxSvdError
@@ -142,6 +142,11 @@ def test_nan_names_the_first_module_that_sees_it_and_the_model_is_whole(moments,
     modules = {path: type(m) for path, m in model.named_modules()}
     weight = attention.v_proj.weight
     attention.v_proj.weight = weight * float("nan")
+    with pytest.raises(
+        MlxSvdError, match=r"tensor model\.layers\.1\.self_attn\.v_proj\.weight holds"
+    ):
+        calibrated(source, model, tmp_path / "c", moments=moments)
+    attention.v_proj.weight = weight / mx.abs(weight).max() * 3e38  # finite, its products are not
     with pytest.raises(MlxSvdError, match=r"^model\.layers\.1\.self_attn\.o_proj: its activations"):
         calibrated(source, model, tmp_path / "c", moments=moments)
     assert {path: type(m) for path, m in model.named_modules()} == modules
@@ -217,11 +222,44 @@ def test_a_changed_weight_makes_another_model_and_a_copy_does_not(tmp_path):
         calibration.check(open_source(str(tmp_path / "copy")), ())
 
 
-def test_passes_counts_what_fits_into_the_accumulators(llama, monkeypatch):
+@pytest.mark.parametrize("moments", [("input",), ("input", "output")])
+@pytest.mark.parametrize("layers_at_once", [1, 2, 3])
+def test_steps_are_what_a_run_tells_one_by_one(moments, layers_at_once, llama, tmp_path):
     source, _ = llama
-    attention, moments = ("q", "k", "v", "o"), ("input",)
-    # In a layer: the input of q, k, v and that of o, 64 numbers each, 8 bytes a number.
-    layer = 8 * 2 * 64 * 64
-    for limit, expected in ((1, 3), (layer, 3), (2 * layer, 2), (3 * layer, 1)):
-        monkeypatch.setattr(module, "MAX_ACCUMULATOR_BYTES", limit)
-        assert passes(source, attention, moments) == expected
+    # In a layer: the input of q, k, v and that of o, and the outputs of q, k, v, o.
+    inputs, outputs = 2 * 64 * 64, 64 * 64 + 32 * 32 + 32 * 32 + 64 * 64
+    limit = layers_at_once * 8 * (inputs + ("output" in moments) * outputs)
+    expected = steps(source, ("q", "k", "v", "o"), moments, 3, limit)
+    told = []
+    options = {"moments": moments, "max_accumulator_bytes": limit, "advance": told.append}
+    calibrated(*llama, tmp_path / "c", **options)
+    assert told == expected
+    # Inputs alone are measured block by block, in one pass over the text.
+    rounds = 3 if moments == ("input",) else -(-3 // layers_at_once)
+    assert len(told) == 3 * rounds
+
+
+@pytest.mark.parametrize("after", [1, 3, 4, 8, 9])
+def test_inputs_of_an_interrupted_run_end_as_the_same_files(llama, after, tmp_path):
+    options = {"moments": ("input",)}
+    calibrated(*llama, tmp_path / "whole", **options)
+    with pytest.raises(Interrupted):
+        calibrated(*llama, tmp_path / "c", advance=stop_after(after), **options)
+    finished = layer_bytes(tmp_path / "c")
+    assert len(finished) == (after - 1) // 3
+    told = []
+    calibrated(*llama, tmp_path / "c", advance=told.append, **options)
+    assert len(told) == 9 - 3 * len(finished)
+    assert layer_bytes(tmp_path / "c") == layer_bytes(tmp_path / "whole")
+    assert info(tmp_path / "c") == info(tmp_path / "whole")
+
+
+def test_the_text_is_kept_and_its_loss_is_named(llama, tmp_path):
+    windows = random_windows()
+    calibration = calibrated(*llama, tmp_path / "c", windows)
+    kept = load_calibration(tmp_path / "c").windows
+    np.testing.assert_array_equal(kept.tokens, windows.tokens)
+    assert (kept.origin, kept.digest) == (windows.origin, windows.digest)
+    (tmp_path / "c" / "windows.npy").unlink()
+    with pytest.raises(MlxSvdError, match=r"windows\.npy: is missing or damaged"):
+        _ = load_calibration(calibration.folder).windows

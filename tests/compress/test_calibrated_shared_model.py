@@ -38,7 +38,7 @@ def material(shared, tmp_path_factory):
         # These budgets leave the embedding and the head alone: no need to measure them.
         patch.setattr("mlx_svd.calibrate.calibrate.module_losses", lambda *_: {})
         folder = tmp_path_factory.mktemp("qwen2") / "c"
-        calibration = calibrate(source, model, windows, folder, projections=ATTENTION)
+        calibration = calibrate(source, lambda: model, windows, folder, projections=ATTENTION)
 
     def losses(checkpoint) -> WindowLosses:
         return window_losses(load_model(checkpoint, dtype="float32")[0], heldout.tokens)

@@ -181,7 +181,7 @@ def test_calibrated_corrections_lose_less_of_the_outputs_than_plain_ones(factor_
     ids = np.random.default_rng(2).integers(0, source.config["vocab_size"], (8, 64))
     windows = Windows(ids.astype(np.int32), "random", "digest", len(ids))
     calibration = calibrate(
-        source, load_model(model)[0], windows, tmp_path / "calibration", moments=("input",)
+        source, lambda: load_model(model)[0], windows, tmp_path / "c", moments=("input",)
     )
     rules = (Rule(policy=POLICY, form="corrected", factor_bits=factor_bits),)
     weights, losses = source_weights(model), {}

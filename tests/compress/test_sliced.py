@@ -56,7 +56,9 @@ def calibrated(folder: Path, projections=PROJECTIONS, moments=("input", "output"
     place = folder.parent / f"calibration-{'-'.join((*projections, *moments))}"
     windows = Windows(tokens, "random", "random", len(tokens))
     source = open_source(str(folder))
-    return calibrate(source, model, windows, place, projections=projections, moments=moments)
+    return calibrate(
+        source, lambda: model, windows, place, projections=projections, moments=moments
+    )
 
 
 def sliced(names: str, ratio: float = 0.5, **options) -> Recipe:

@@ -82,7 +82,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     def calibration() -> Calibration:
         model, tokenizer = mlx_svd.load(DEMO_MODEL, dtype="float32")
         windows = read_windows(tokenizer, PASSAGE, length=64)
-        return calibrate(source, model, windows, folder / "calibration", projections=PROJECTIONS)
+        return calibrate(
+            source, lambda: model, windows, folder / "calibration", projections=PROJECTIONS
+        )
 
     return make
 

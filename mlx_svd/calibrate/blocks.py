@@ -1,0 +1,83 @@
+"""A model's transformer blocks, run one after the other on the hidden states of all windows."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_svd.source.families import FAMILIES
+
+
+class Blocks:
+    """Only one block's weights are in memory at a time, beside the hidden states of every window.
+
+    open_model: the model, with lazy weights; called once for each block, so that what a block has
+    read is freed with it. model_type: as in the config; tokens: (N, L) inputs.
+    """
+
+    def __init__(self, open_model: Callable[[], nn.Module], model_type: str, tokens: np.ndarray):
+        self._open, self._path = open_model, FAMILIES[model_type].layers
+        model = open_model()
+        # hidden: the input (1, L, d) of the next block for each window, evaluated.
+        self.hidden: list[mx.array] = []
+        with _recorded(self._layers(model)) as calls:
+            for window in tokens:
+                calls.clear()
+                model(mx.array(window)[None])  # a graph; nothing but the first input is evaluated
+                self.hidden.append(calls[0][0])
+                mx.eval(self.hidden[-1])
+        # Masks and the like are the same for all windows, which have one length.
+        self._rest = [(args[1:], options) for args, options in ((c[:-1], c[-1]) for c in calls)]
+
+    def __len__(self) -> int:
+        return len(self._rest)
+
+    def path(self, index: int) -> str:
+        """Module path of a block."""
+        return f"{self._path}.{index}"
+
+    def open(self, index: int) -> tuple[nn.Module, nn.Module]:
+        """(a new lazy model, its block ``index``)."""
+        model = self._open()
+        return model, self._layers(model)[index]
+
+    def outputs(self, index: int, block: nn.Module) -> Iterator[mx.array]:
+        """What the block makes of each window's hidden states, lazily."""
+        args, options = self._rest[index]
+        for hidden in self.hidden:
+            yield block(hidden, *args, **options)
+
+    def advance(self, index: int, block: nn.Module) -> None:
+        """Replace the hidden states by the block's outputs."""
+        for window, output in enumerate(self.outputs(index, block)):
+            mx.eval(output)
+            self.hidden[window] = output
+
+    def _layers(self, model: nn.Module) -> list[nn.Module]:
+        layers: Any = model
+        for name in self._path.split("."):
+            layers = getattr(layers, name)
+        return layers
+
+
+@contextmanager
+def _recorded(layers: list[nn.Module]) -> Iterator[list[tuple]]:
+    """The arguments of every layer's call, (*args, options), in order. The layers keep their
+    identity and attributes, which models look at."""
+    calls: list[tuple] = []
+    originals = [type(layer) for layer in layers]
+
+    def record(self, *args, **options):
+        calls.append((*args, options))
+        return super(type(self), self).__call__(*args, **options)
+
+    for layer, original in zip(layers, originals, strict=True):
+        layer.__class__ = type(original.__name__, (original,), {"__call__": record})
+    try:
+        yield calls
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.__class__ = original
