@@ -9,6 +9,7 @@ import numpy as np
 
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.forward import next_token_logits
+from mlx_svd.evaluate.perplexity import WindowLosses
 from mlx_svd.evaluate.statistics import mean_interval
 
 
@@ -16,7 +17,8 @@ from mlx_svd.evaluate.statistics import mean_interval
 class Divergence:
     """kl: mean KL(base || model) per token in nats, over the whole vocabulary; agreement: share
     of tokens at which both models rank the same token first; low and high of each: 95 % interval
-    from the variation between windows; tokens: positions compared."""
+    from the variation between windows; tokens: positions compared; losses: of the model on the
+    same windows, which the same pass gives."""
 
     kl: float
     kl_low: float
@@ -25,6 +27,7 @@ class Divergence:
     agreement_low: float
     agreement_high: float
     tokens: int
+    losses: WindowLosses
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,12 @@ def kl_divergence(
     belong to other windows or another vocabulary, or if the result is not finite.
     """
     windows = np.asarray(windows)
-    kl, agree = np.zeros(len(windows)), np.zeros(len(windows))
+    kl, agree, sums = (np.zeros(len(windows)) for _ in range(3))
     expected = _expected(base, windows)
-    for rows, logits, _ in next_token_logits(model, windows):
+    for rows, logits, targets in next_token_logits(model, windows):
         for row in range(rows.start, rows.stop):
             log_p, best = next(expected)
-            log_q = _log_softmax(logits[row - rows.start])
+            log_q, target = _log_softmax(logits[row - rows.start]), targets[row - rows.start]
             if log_p.shape != log_q.shape:
                 raise MlxSvdError(
                     f"KL divergence: the models have {log_q.shape[-1]} and {log_p.shape[-1]} "
@@ -79,6 +82,7 @@ def kl_divergence(
                 )
             kl[row] = (mx.exp(log_p) * (log_p - log_q)).sum().item()
             agree[row] = (mx.argmax(log_q, axis=-1) == best).sum().item()
+            sums[row] = -mx.take_along_axis(log_q, target[:, None], axis=-1).sum().item()
     if not np.isfinite(kl).all():
         raise MlxSvdError(
             f"window {int(np.argmin(np.isfinite(kl)))}: the KL divergence is not finite; a model "
@@ -88,7 +92,8 @@ def kl_divergence(
     share, low, high = mean_interval(agree, counts)
     agreement = (share, max(0.0, low), min(1.0, high))
     mean, low, high = mean_interval(kl, counts)
-    return Divergence(mean, max(0.0, low), high, *agreement, int(counts.sum()))
+    losses = WindowLosses(sums, counts)
+    return Divergence(mean, max(0.0, low), high, *agreement, int(counts.sum()), losses)
 
 
 def _expected(

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import mlx.nn as nn
 import numpy as np
@@ -19,6 +21,12 @@ class WindowLosses:
 
     sums: np.ndarray
     counts: np.ndarray
+
+    def __add__(self, others: "WindowLosses") -> "WindowLosses":
+        """These windows and then the others."""
+        return WindowLosses(
+            np.concatenate([self.sums, others.sums]), np.concatenate([self.counts, others.counts])
+        )
 
 
 @dataclass(frozen=True)
@@ -100,12 +108,7 @@ def perplexity(model: nn.Module, tokens: Sequence[int], window: int = 512) -> Pe
             f"text of {len(ids)} tokens: less than a quarter of a window of {window}; give a "
             "longer text or a shorter window"
         )
-    scored = [window_losses(model, part) for part in parts]
-    return perplexity_of(
-        WindowLosses(
-            np.concatenate([s.sums for s in scored]), np.concatenate([s.counts for s in scored])
-        )
-    )
+    return perplexity_of(reduce(add, (window_losses(model, part) for part in parts)))
 
 
 def _exp(value: float) -> float:

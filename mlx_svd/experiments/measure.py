@@ -64,8 +64,12 @@ class Measurement:
         model, tokenizer = load(checkpoint, dtype="float32")
         speed = self._speed(model, tokenizer) if self.material.speed else {}
         model = written_out(model)
-        losses = {n: window_losses(model, w.tokens) for n, w in self.material.texts.items()}
         divergence = kl_divergence(model, self.base, self._compared())
+        first, *others = self.material.texts
+        losses = {first: divergence.losses}  # of the windows that were compared
+        if len(rest := self.material.texts[first].tokens[_DIVERGENCE_WINDOWS:]):
+            losses[first] += window_losses(model, rest)
+        losses |= {n: window_losses(model, self.material.texts[n].tokens) for n in others}
         return self._row(losses, divergence, self._facts(model, tokenizer)) | speed
 
     def _facts(self, model, tokenizer) -> FactRecall | None:

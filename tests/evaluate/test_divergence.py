@@ -7,6 +7,7 @@ from mlx_svd.checkpoint.loader import load_model
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate import forward
 from mlx_svd.evaluate.divergence import base_distribution, kl_divergence
+from mlx_svd.evaluate.perplexity import window_losses
 from tests.evaluate.reference import log_probs
 from tests.tiny import VOCAB, write_tiny
 
@@ -46,6 +47,9 @@ def test_divergence_is_that_of_numpy(models, batch, monkeypatch):
     assert found.tokens == 5 * 23
     assert found.kl_low < found.kl < found.kl_high
     assert found.agreement_low < found.agreement < found.agreement_high
+    expected = window_losses(other, WINDOWS)
+    np.testing.assert_allclose(found.losses.sums, expected.sums, rtol=1e-5)
+    np.testing.assert_array_equal(found.losses.counts, expected.counts)
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(np.float16, 1e-2), (np.float32, 1e-5)])
