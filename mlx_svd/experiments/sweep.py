@@ -19,13 +19,14 @@ from mlx_svd.calibrate.calibrate import calibrate
 from mlx_svd.calibrate.statistics import MOMENTS, Calibration
 from mlx_svd.calibrate.text import Windows, read_windows
 from mlx_svd.checkpoint.disk import disk_errors, replace_file
-from mlx_svd.checkpoint.loader import load
+from mlx_svd.checkpoint.loader import load, load_model
 from mlx_svd.compress import compress
+from mlx_svd.compress.sequential import calibrate_sequentially
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.experiments.measure import Measurement, read_material
 from mlx_svd.experiments.methods import method_recipe, slug
 from mlx_svd.experiments.rivals import make_rival
-from mlx_svd.experiments.sweep_config import HEALED, SweepConfig
+from mlx_svd.experiments.sweep_config import HEALED, SEQUENTIAL, SweepConfig
 from mlx_svd.finetune.heal import heal
 from mlx_svd.finetune.settings import HealSettings
 from mlx_svd.plan.budget import Budget
@@ -70,7 +71,7 @@ class _Sweep:
         self.config, self.output = config, output
         self.source: Source = open_source(model)
         self.folder = self.source.folder
-        loaded, tokenizer = load(self.folder, dtype="float32")
+        _, tokenizer = load(self.folder, lazy=True)
         vocab = self.source.config["vocab_size"]
         self.text_path = data_dir / config.calibration["text"]
         self.windows: Windows = read_windows(
@@ -86,12 +87,15 @@ class _Sweep:
             (output / "rows").mkdir(parents=True, exist_ok=True)
         self.calibration: Calibration = calibrate(
             self.source,
-            lambda: loaded,
+            self._open_model,
             self.windows,
             output / "calibration",
             projections=tuple(p for p in PROJECTIONS if p in present),
             moments=MOMENTS,
         )
+
+    def _open_model(self):
+        return load_model(self.folder, dtype="float32", lazy=True)[0]
 
     def run(self, advance: Callable[[str, int, int], None]) -> Iterator[dict[str, Any]]:
         rows = list(self._rows())
@@ -121,11 +125,12 @@ class _Sweep:
                     yield self._matched_row(name, heals=True)
 
     def _method_row(self, group, keep: float, method: str) -> _Row:
-        base, heals = method.removesuffix(HEALED), method.endswith(HEALED)
+        heals, again = method.endswith(HEALED), SEQUENTIAL in method
+        base = method.removesuffix(HEALED).removesuffix(SEQUENTIAL)
 
         def make(folder: Path) -> dict[str, Any]:
             recipe = method_recipe(base, self.source, group.projections, keep, group.bits)
-            return self._compress(recipe, folder, heals)
+            return self._compress(recipe, folder, heals, again)
 
         name = f"{group.name} {keep:g} {method}"
         key = [group.projections, group.bits, self.config.heal if heals else None]
@@ -165,11 +170,19 @@ class _Sweep:
         name = f"budget at {rival}'s bytes" + (" healed" if heals else "")
         return _Row(name, f"at {rival}'s bytes", make, self.config.heal if heals else None)
 
-    def _compress(self, recipe: Recipe, folder: Path, heals: bool) -> dict[str, Any]:
+    def _compress(
+        self, recipe: Recipe, folder: Path, heals: bool, again: bool = False
+    ) -> dict[str, Any]:
+        """again: with a sequential calibration."""
         began, cpu = time.perf_counter(), time.process_time()
         calibration = self.calibration if recipe.moments else None
         plan = make_plan(self.source, recipe, calibration=calibration)
         planned, planned_cpu = time.perf_counter(), time.process_time()
+        if again:
+            place = folder.with_name(folder.name + ".calibration")
+            plan, calibration = calibrate_sequentially(
+                self.source, self._open_model, plan, calibration, place
+            )
         made = folder.with_name(folder.name + ".before") if heals else folder
         compress(self.source, plan, made, calibration=calibration)
         record = _plan_record(plan, recipe) | {

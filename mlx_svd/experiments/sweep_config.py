@@ -14,7 +14,9 @@ from mlx_svd.plan.recipe import parse_projections
 
 _KEYS = {"calibration", "heldout", "other", "facts", "speed", "groups", "rivals", "matched", "heal"}
 _GROUP_KEYS = {"name", "projections", "keep_bytes", "bits", "methods"}
-HEALED = " healed"
+# What may follow a method's name, in this order: inputs measured again after compressing what is
+# before them; healed afterwards.
+SEQUENTIAL, HEALED = " sequential", " healed"
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _group(entry: dict) -> Group:
     _check_keys(entry, _GROUP_KEYS, "a group")
     methods = tuple(entry["methods"])
     for method in methods:
-        check_method(method.removesuffix(HEALED))
+        check_method(method.removesuffix(HEALED).removesuffix(SEQUENTIAL))
     bits = entry.get("bits")
     return Group(
         str(entry["name"]),
