@@ -4,7 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_svd.calibrate.statistics import LOSS, CalibrationInfo, input_group
+from mlx_svd.calibrate.statistics import DRIFT, LOSS, CalibrationInfo, input_group
 from mlx_svd.calibrate.taps import gradients_of
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.source.families import LinearModule
@@ -30,6 +30,12 @@ class Accumulator:
             self._add(layer, f"{group}.second", x.T @ x, path)
             self._add(layer, f"{group}.mean", x.sum(0), path)
             self._add(layer, f"{group}.mean_abs", mx.abs(x).sum(0), path)
+
+    def add_drift(self, inputs: list[mx.array], originals: list[mx.array]) -> None:
+        """How far one window's inputs are from the original model's, both (tokens, n)."""
+        for index, (layer, group) in self.groups.items():
+            x, path = inputs[index], self.linears[index].path
+            self._add(layer, f"{group}.{DRIFT}", (originals[index] - x).T @ x, path)
 
     def add_window(self, model: nn.Module, taps: list, window: mx.array) -> None:
         """Inputs and gradients of one window (1, L), by running the model forth and back."""

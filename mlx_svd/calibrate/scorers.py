@@ -14,7 +14,7 @@ compare across projections as they are. Those of ``plain`` and ``importance`` ar
 table; those of the others are shares of the projection's total.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,7 +45,8 @@ class Score:
 
     metric: None for plain and importance; importance: E abs(G) (m, n) of the importance scorer;
     window: the seeds score only the first ``window * rank`` components (2 in the original);
-    second: E[x x^T] (n, n) for compensated rounding, None without calibration.
+    second: E[x x^T] (n, n) for compensated rounding, None without calibration; target: what is to
+    be approximated in place of W (m, n), None = W.
     """
 
     scorer: str
@@ -53,6 +54,7 @@ class Score:
     importance: np.ndarray | None = None
     window: int | None = None
     second: np.ndarray | None = None
+    target: np.ndarray | None = None
 
     def rows(self, chosen: slice) -> "Score":
         """The score of some of the rows (a head)."""
@@ -62,7 +64,7 @@ class Score:
             None if self.importance is None else self.importance[chosen],
             self.window,
             self.second,
-        )
+        )  # the target is taken before
 
     def decompose(self, weight: np.ndarray, rank: int | None = None) -> Decomposition:
         """Nested factors of W (m, n) and the cost of every component; rank: the one that will be
@@ -140,7 +142,10 @@ class Scoring:
         self.check(projection)
         known = self.calibrated(projection)
         statistics = self.calibration.statistics(projection) if known else None
-        return score(self.scorer, weight, statistics, self.window)
+        found = score(self.scorer, weight, statistics, self.window)
+        if statistics is None or statistics.drift is None:
+            return found
+        return replace(found, target=statistics.target(weight))
 
 
 def check_scorer(scorer: str) -> None:

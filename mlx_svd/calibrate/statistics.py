@@ -33,6 +33,10 @@ MOMENTS = ("input", "output", "gradient")
 # Names of ``Statistics``: what projections with one input share, and what each has of its own.
 INPUT_MOMENTS = ("second", "mean", "mean_abs")
 GRADIENT_MOMENTS = ("output_second", "gradient", "abs_gradient", "row_fisher")
+# Of a sequential calibration.
+DRIFT = "drift"
+# Share of the mean diagonal that is added to E[x x^T] before it is inverted for the target.
+TARGET_DAMPING = float(os.environ.get("DAMP", "0.01"))
 # The mean loss on the text, kept with every layer whose gradients were measured.
 LOSS = "loss"
 # The projections that see the same input.
@@ -47,7 +51,8 @@ class Statistics:
 
     second: E[x x^T] (n, n); mean: E[x] (n,); mean_abs: E|x| (n,); output_second: E[g g^T] (m, m)
     of g = dL/dy; of the gradient G of each window's mean loss: gradient: E[G], abs_gradient:
-    E|G| (m, n), row_fisher: E[sum_j G_ij^2] (m,). None: not measured.
+    E|G| (m, n), row_fisher: E[sum_j G_ij^2] (m,); drift: E[(z - x) x^T] (n, n), where z is the
+    original model's input in place of x. None: not measured.
     """
 
     second: np.ndarray
@@ -57,6 +62,17 @@ class Statistics:
     gradient: np.ndarray | None = None
     abs_gradient: np.ndarray | None = None
     row_fisher: np.ndarray | None = None
+    drift: np.ndarray | None = None
+
+    def target(self, weight: np.ndarray) -> np.ndarray:
+        """The matrix (m, n) float64 that makes of the inputs x, in least squares, what W (m, n)
+        makes of the original model's inputs: W (I + E[(z - x) x^T] E[x x^T]^-1); W without drift.
+        As in GPTAQ (arXiv 2504.02692)."""
+        if self.drift is None:
+            return weight
+        ridge = TARGET_DAMPING * np.trace(self.second) / len(self.second)
+        damped = self.second + ridge * np.eye(len(self.second))
+        return weight + np.linalg.solve(damped, (weight @ self.drift).T).T
 
 
 @dataclass(frozen=True)
@@ -118,6 +134,7 @@ class Calibration:
             return Statistics(
                 **{name: file.get_tensor(f"{group}.{name}") for name in INPUT_MOMENTS},
                 **{name: read(f"{projection.name}.{name}") for name in GRADIENT_MOMENTS},
+                drift=read(f"{group}.{DRIFT}"),
             )
 
     @cached_property

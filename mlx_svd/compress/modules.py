@@ -97,7 +97,8 @@ class ModuleRunner:
                         dtype,
                     )
                 else:
-                    matrices[p.name] = decompose_projection(weight, plan, score, dtype)
+                    target = weight if score.target is None else score.target
+                    matrices[p.name] = decompose_projection(target, plan, score, dtype)
         return job, matrices
 
     def _is_fitted(self, plan: ProjectionPlan) -> bool:

@@ -20,6 +20,7 @@ from mlx_svd.calibrate.accumulator import Accumulator
 from mlx_svd.calibrate.blocks import Blocks
 from mlx_svd.calibrate.calibrate import peak_memory
 from mlx_svd.calibrate.statistics import (
+    DRIFT,
     GRADIENT_MOMENTS,
     INPUT_MOMENTS,
     LOSS,
@@ -97,7 +98,8 @@ class _Growing(Calibration):
 
     def statistics(self, projection: Projection) -> Statistics:
         group, known = input_group(projection), self.base.statistics(projection)
-        return replace(known, **{name: self.inputs[f"{group}.{name}"] for name in INPUT_MOMENTS})
+        measured = {name: self.inputs[f"{group}.{name}"] for name in (*INPUT_MOMENTS, DRIFT)}
+        return replace(known, **measured)
 
 
 class _Sequence:
@@ -117,10 +119,12 @@ class _Sequence:
 
     def run(self, advance: Callable[[str], None]) -> None:
         tokens = self.base.windows.tokens[:, :-1]
-        blocks = Blocks(self._open_model, self.source.config["model_type"], tokens)
+        kind = self.source.config["model_type"]
+        blocks = Blocks(self._open_model, kind, tokens)
+        originals = Blocks(self.open_model, kind, tokens)
         indexed = list(enumerate(self.source.linears))
         for layer, members in groupby(indexed, lambda item: item[1].projections[0].layer):
-            model, block = blocks.open(layer)
+            (model, block), original = blocks.open(layer), originals.open(layer)
             modules = dict(model.named_modules())
             self.growing.inputs.clear()
             saved = self.folder / layer_file(layer)
@@ -131,9 +135,9 @@ class _Sequence:
                 if first.projections[0].name not in self.base.info.projections:
                     continue
                 if known is None:
-                    self._measure(blocks, layer, model, block, first)
+                    self._measure(layer, first, (blocks, model, block), (originals, *original))
                 else:
-                    moments = {f"{group}.{name}" for name in INPUT_MOMENTS}
+                    moments = {f"{group}.{name}" for name in (*INPUT_MOMENTS, DRIFT)}
                     self.growing.inputs.update({n: known[n] for n in moments})
                 for linear, weight in self._compressed(numbers):
                     module = modules[linear.path]
@@ -142,6 +146,7 @@ class _Sequence:
             if known is None:
                 save_layer(self.folder, layer, self.growing.inputs | self._gradients(layer))
             blocks.advance(layer, block)
+            originals.advance(layer, original[1])
 
     def _open_model(self) -> nn.Module:
         """A new model whose embedding is as the plan stores it."""
@@ -156,15 +161,21 @@ class _Sequence:
                 module.weight = read.astype(module.weight.dtype)
         return model
 
-    def _measure(
-        self, blocks: Blocks, layer: int, model: nn.Module, block: nn.Module, linear: LinearModule
-    ) -> None:
-        """Moments of the input that ``linear`` shares with its group."""
+    def _measure(self, layer: int, linear: LinearModule, ours: tuple, original: tuple) -> None:
+        """Moments of the input that ``linear`` shares with its group; ours, original: (blocks,
+        model, block)."""
         accumulator = Accumulator([linear], self.base.info)
-        with tapped(model, [linear]) as taps:
-            for _ in blocks.outputs(layer, block):
+        with tapped(ours[1], [linear]) as taps, tapped(original[1], [linear]) as original_taps:
+            pairs = zip(
+                ours[0].outputs(layer, ours[2]),
+                original[0].outputs(layer, original[2]),
+                strict=True,
+            )
+            for _ in pairs:
                 # Only what the input depends on is computed; the output stays a graph.
-                accumulator.add_inputs(inputs_of(taps))
+                inputs = inputs_of(taps)
+                accumulator.add_inputs(inputs)
+                accumulator.add_drift(inputs, inputs_of(original_taps))
         self.growing.inputs.update(accumulator.layers()[layer])
 
     def _compressed(self, numbers: list[int]) -> Iterator[tuple[LinearModule, mx.array]]:

@@ -23,6 +23,7 @@ from mlx_svd.checkpoint.loader import load, load_model
 from mlx_svd.compress import compress
 from mlx_svd.compress.sequential import calibrate_sequentially
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.experiments.cost import plan_cost
 from mlx_svd.experiments.measure import Measurement, read_material
 from mlx_svd.experiments.methods import method_recipe, slug
 from mlx_svd.experiments.rivals import make_rival
@@ -98,13 +99,15 @@ class _Sweep:
         return load_model(self.folder, dtype="float32", lazy=True)[0]
 
     def run(self, advance: Callable[[str, int, int], None]) -> Iterator[dict[str, Any]]:
+        if not (cost := self.output / "plan.json").is_file():
+            self._save(cost, plan_cost(self.folder, self.output / "calibration"))
         rows = list(self._rows())
         done = [self._finished(row) for row in rows]
         measurement = None
         if not all(done) or not self._dense_file().is_file():
             measurement = Measurement(self.folder, self.material)
             self._save(self._dense_file(), self._dense_record(measurement))
-        yield json.loads(self._dense_file().read_bytes())
+        yield json.loads(self._dense_file().read_bytes()) | {"plan": json.loads(cost.read_bytes())}
         for number, (row, record) in enumerate(zip(rows, done, strict=True)):
             advance(row.name, number, len(rows))
             yield record or self._make(row, measurement)

@@ -57,7 +57,7 @@ def write_tables(records: list[dict[str, Any]], folder: Path) -> None:
 
 
 def _conditions(dense: dict[str, Any]) -> str:
-    c = dense["calibration"]
+    c, plan = dense["calibration"], dense["plan"]
     texts = "; ".join(
         f"{name}: {t['windows']} windows of {t['origin']}"
         for name, t in dense["material"]["texts"].items()
@@ -65,8 +65,9 @@ def _conditions(dense: dict[str, Any]) -> str:
     return (
         f"{dense['model']}, mlx-svd {dense['version']}. Calibration: {c['windows']} windows, "
         f"{c['tokens']} tokens of {c['origin']}; {c['cpu_seconds']:.0f} CPU seconds, peak memory "
-        f"{c['peak_memory'] / 1e9:.2f} GB. Measured in float32 on {texts}; "
-        f"{dense['material']['facts']} facts."
+        f"{c['peak_memory'] / 1e9:.2f} GB. A plan of all projections within a budget: "
+        f"{plan['cpu_seconds']:.0f} CPU seconds, {plan['peak_memory'] / 1e9:.2f} GB. Measured "
+        f"in float32 on {texts}; {dense['material']['facts']} facts."
     )
 
 

@@ -92,6 +92,24 @@ def test_seed_preset_is_the_importance_of_the_seed_documents():
     )
 
 
+def test_sequential_compression_keeps_the_plan_and_rests_on_a_calibration_of_its_own(
+    calibration, tmp_path
+):
+    given = ("--calibration", calibration, "--rank-ratio", 0.4, "--json")
+    plain = json.loads(run("compress", *MODEL, *given, "--mlx-path", tmp_path / "a"))["plan"]
+    options = (*given, "--sequential", "--mlx-path", tmp_path / "b")
+    sequential = json.loads(run("compress", *MODEL, *options))["plan"]
+    assert sequential["bytes_after"] == plain["bytes_after"]
+    assert sequential["calibration"]["digest"] != plain["calibration"]["digest"]
+    assert sequential["calibration"]["sequential"] is True
+
+
+def test_sequential_without_a_calibration_is_refused(tmp_path):
+    with pytest.raises(MlxSvdError, match="--sequential: scorer plain needs no calibration"):
+        run("compress", *MODEL, "--rank", 4, "--scorer", "plain", "--sequential",
+            "--mlx-path", tmp_path / "out")  # fmt: skip
+
+
 def test_saved_plan_of_a_budget_is_repeated_exactly(calibration, tmp_path):
     first = tmp_path / "first"
     given = ("--calibration", calibration)

@@ -9,6 +9,7 @@ import yaml
 from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.experiments import sweep as sweep_module
+from mlx_svd.experiments.cost import plan_cost
 from mlx_svd.experiments.methods import method_recipe
 from mlx_svd.experiments.sweep import sweep
 from mlx_svd.experiments.sweep_config import load_sweep_config
@@ -26,7 +27,7 @@ CONFIG = {
             "projections": "q,k,o",
             "keep_bytes": [0.7],
             "bits": 16,
-            "methods": ["plain", "pivot+two-sided", "budget"],
+            "methods": ["plain", "pivot+two-sided", "budget", "budget sequential"],
         },
         {"name": "k", "projections": "k", "keep_bytes": [0.001], "methods": ["budget"]},
     ],
@@ -60,21 +61,43 @@ def test_rows_keep_at_most_their_share_of_the_bytes_and_the_dense_model_is_first
     _, records = done
     assert records[0]["name"] == "dense"
     assert records[0]["texts"]["heldout"]["ratio"] == [1.0, 1.0, 1.0]
-    for record in records[1:4]:
+    for record in records[1:5]:
         assert 0.65 < record["touched_bytes"] / record["touched_before"] <= 0.7
         assert record["texts"]["heldout"]["perplexity"][0] > 1
         assert record["kl"][0] > 0
 
 
+def test_a_sequential_row_has_the_bytes_of_its_plan_and_other_weights(done):
+    _, records = done
+    plain, sequential = records[3:5]
+    assert sequential["name"].endswith("budget sequential")
+    assert sequential["forms"] == plain["forms"]
+    assert sequential["total_bytes"] == plain["total_bytes"]
+    assert sequential["kl"] != plain["kl"]
+
+
+def test_the_cost_of_calibrating_and_planning_is_in_the_table(done):
+    _, records = done
+    for cost in (records[0]["plan"], records[0]["calibration"]):
+        assert cost["cpu_seconds"] > 0
+        assert cost["peak_memory"] > 50e6
+    assert "A plan of all projections" in markdown(records)
+
+
+def test_a_plan_that_fails_is_told_in_its_own_words(tmp_path):
+    with pytest.raises(MlxSvdError, match=r"mlx-svd plan failed: .*no finished calibration"):
+        plan_cost(DEMO_MODEL, tmp_path)
+
+
 def test_a_budget_out_of_reach_is_a_row_with_its_reason(done):
     _, records = done
-    assert "can be reached" in records[4]["reason"]
+    assert "can be reached" in records[5]["reason"]
     assert "did not run" in markdown(records)
 
 
 def test_budget_at_a_rivals_bytes_is_no_larger_than_the_rival(done):
     _, records = done
-    rival, ours = records[5], records[6]
+    rival, ours = records[6], records[7]
     assert rival["name"] == "mlx-lm q4"
     assert ours["total_bytes"] <= rival["total_bytes"]
 
