@@ -20,14 +20,14 @@ _HELD = 1 << 22
 @dataclass(frozen=True)
 class Difference:
     """b - a on the same items. value: mean difference; error: its standard error; low, high: its
-    95 % interval; bootstrap: the BCa bootstrap's; p: that the two do not differ (two-sided);
-    method, test: which interval low and high are, and which test p is; n: items."""
+    95 % interval; bootstrap: the BCa bootstrap's, where there is one; p: that the two do not differ
+    (two-sided); method, test: which interval low and high are, and which test p is; n: items."""
 
     value: float
     error: float
     low: float
     high: float
-    bootstrap: tuple[float, float]
+    bootstrap: tuple[float, float] | None
     p: float
     method: str
     test: str
@@ -167,6 +167,20 @@ def paired_difference(
         return Difference(value, error, *interval, bootstrap, p, "score", "McNemar", len(a))
     p = sign_flip_test(b - a, seed=seed)
     return Difference(value, error, *bootstrap, bootstrap, p, "bootstrap", "sign flip", len(a))
+
+
+def jackknife_difference(value: float, parts: np.ndarray) -> Difference:
+    """A difference of two numbers that are no means, from the differences ``parts`` (N,) of their
+    jackknife pseudo-values on the same items: Student's t on these (Tukey 1958)."""
+    parts = np.asarray(parts, dtype=np.float64)
+    n = len(parts)
+    _, error = ratio_error(parts, np.ones(n))
+    if n < 2 or error == 0:
+        width, p = (math.inf, 1.0) if n < 2 else (0.0, float(value == 0))
+    else:
+        t = stats.t(n - 1)
+        width, p = float(t.ppf(0.975)) * error, 2 * float(t.sf(abs(value) / error))
+    return Difference(value, error, value - width, value + width, None, p, "jackknife", "t", n)
 
 
 def equivalence(
