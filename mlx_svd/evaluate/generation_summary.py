@@ -43,10 +43,17 @@ def generation_summary(records: Sequence[Record]) -> dict[str, Estimate]:
                 values = np.array([row[metric] for row in have], dtype=np.float64)
                 items = np.array([item_id(row) for row in have])
                 summary[f"{metric},{kind}"] = estimate(values, items)
-        for n in DISTINCT:
-            if any(len(row["tokens"]) >= n for row in rows):
-                summary[f"distinct_{n},{kind}"] = _distinct_estimate(rows, n)
-    return summary
+    return summary | distinct_estimates(records)
+
+
+def distinct_estimates(records: Sequence[Record]) -> dict[str, Estimate]:
+    """The part of ``generation_summary`` that belongs to all texts together."""
+    return {
+        f"distinct_{n},{kind}": _distinct_estimate(rows, n)
+        for kind, rows in _by_filter(records).items()
+        for n in DISTINCT
+        if _long_enough(rows, n)
+    }
 
 
 def generation_differences(
@@ -65,8 +72,18 @@ def generation_differences(
                 found[pair.name] = paired_difference(
                     pair.sums_a, pair.sums_b, pair.counts, seed=seed
                 )
+    return found | distinct_differences(base, records)
+
+
+def distinct_differences(
+    base: Sequence[Record], records: Sequence[Record]
+) -> dict[str, Difference]:
+    """The part of ``generation_differences`` that belongs to all texts together; the records must
+    have the same items."""
+    found, others = {}, _by_filter(records)
+    for kind, rows in _by_filter(base).items():
         for n in DISTINCT:
-            if all(any(len(r["tokens"]) >= n for r in run) for run in (rows, others[kind])):
+            if _long_enough(rows, n) and _long_enough(others[kind], n):
                 a, b = (_distinct(run, n) for run in (rows, others[kind]))
                 found[f"distinct_{n},{kind}"] = jackknife_difference(
                     b.value - a.value, b.parts - a.parts
@@ -85,6 +102,10 @@ def _distinct_estimate(rows: Sequence[Record], n: int) -> Estimate:
 
 def _distinct(rows: Sequence[Record], n: int):
     return distinct([row["tokens"] for row in rows], n, [item_id(row) for row in rows])
+
+
+def _long_enough(rows: Sequence[Record], n: int) -> bool:
+    return any(len(row["tokens"]) >= n for row in rows)
 
 
 def _by_filter(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -198,12 +198,16 @@ def equivalence(
         p_low = share_difference_p(f.lost, f.gained, f.n, -margin)
         p_high = share_difference_p(f.gained, f.lost, f.n, -margin)
         return Equivalence(margin, p_low, p_high, low, high)
-    value, error = ratio_error(b - a, counts)
-    if len(a) < 2:
+    return mean_equivalence(*ratio_error(b - a, counts), len(a), margin)
+
+
+def mean_equivalence(value: float, error: float, n: int, margin: float) -> Equivalence:
+    """``equivalence`` from a difference, its standard error and the number of items."""
+    if n < 2:
         return Equivalence(margin, 1.0, 1.0, -math.inf, math.inf)
     if error == 0:  # every item differs by the same amount, down to the last digit
         return Equivalence(margin, float(value <= -margin), float(value >= margin), value, value)
-    t = stats.t(len(a) - 1)
+    t = stats.t(n - 1)
     half = float(t.ppf(0.95)) * error
     return Equivalence(
         margin,

@@ -69,6 +69,16 @@ def items_for_equivalence(margin: float, error: float, n: int, power: float = PO
     return max(2, math.ceil(n * (needed * error / margin) ** 2))
 
 
+def items_for_share_equivalence(margin: float, discordance: float, power: float = POWER) -> int:
+    """``items_for_equivalence`` of two shares of which ``discordance`` of the items flip. Without
+    flips as many as the score interval needs to become narrower than the margin."""
+    z = float(norm.ppf(1 - ALPHA))
+    return max(
+        int(items_for_equivalence(margin, math.sqrt(discordance), 1, power)),
+        math.ceil(z**2 * (1 - margin) / margin),
+    )
+
+
 def implied_interval(n: int, share: float = _MIDDLE) -> float:
     """Half of the width of the 95 % interval of a share that n items give: what ``--limit n``
     implies before anything is run. Raises MlxSvdError for n below 1."""

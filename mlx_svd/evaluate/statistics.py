@@ -109,13 +109,18 @@ def estimate(values: np.ndarray, items: np.ndarray | None = None) -> Estimate:
         raise MlxSvdError(
             f"value {worst} is {values[worst]}, not a finite number; look at what produced it"
         )
-    sums, counts = by_item(values, items)
+    return estimate_of_sums(*by_item(values, items))
+
+
+def estimate_of_sums(sums: np.ndarray, counts: np.ndarray) -> Estimate:
+    """``estimate`` of values that were summed by item already: sums (N,), counts (N,) of values, or
+    of whatever the mean is per (tokens, bytes)."""
     value, error = ratio_error(sums, counts)
-    if counts.max() == 1 and np.isin(values, (0, 1)).all():
-        low, high = wilson(int(values.sum()), len(values))
+    if np.all(counts == 1) and np.isin(sums, (0, 1)).all():
+        low, high = wilson(int(np.sum(sums)), len(sums))
     else:
         value, low, high = mean_interval(sums, counts)
-    return Estimate(value, error, low, high, len(sums), len(values))
+    return Estimate(value, error, low, high, len(sums), int(np.sum(counts)))
 
 
 def by_item(values: np.ndarray, items: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,218 @@
+"""Two result folders, compared item by item or refused for what differs."""
+
+import csv
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+
+from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.compare import compare
+from mlx_svd.evaluate.compare_table import (
+    HEAD,
+    csv_text,
+    json_text,
+    markdown,
+    remarks,
+    table_rows,
+    write_comparison,
+)
+from mlx_svd.evaluate.paired import holm, mcnemar
+from mlx_svd.evaluate.perplexity import WindowLosses, ratio
+from tests.evaluate.result_folders import answers, flipped, losses, write_lm_eval_run, write_run
+from tests.evaluate.test_generation import run as texts
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two runs of piqa and wikitext."""
+    a, b = flipped(500, 20, 12)
+    return (
+        write_run(tmp_path / "a", {"piqa": answers(a), "wikitext": losses()}, chance={"piqa": 0.5}),
+        write_run(tmp_path / "b", {"piqa": answers(b)[::-1], "wikitext": losses(0.02)}),
+    )
+
+
+def line(comparison, metric):
+    return next(row for row in comparison.rows if row.metric == metric)
+
+
+def test_shares_are_paired_by_id_whatever_the_order_of_the_rows(folders):
+    row = line(compare(*folders), "acc")
+    assert (row.flips.lost, row.flips.gained, row.difference.n) == (20, 12, 500)
+    assert row.difference.value == pytest.approx(-8 / 500)
+    assert row.difference.p == mcnemar(20, 12)
+    assert (row.mark_a, row.mark_b) == ("", "")
+
+
+def test_perplexities_are_compared_per_token_and_per_byte(folders):
+    found = compare(*folders)
+    sums = [np.array([-r["loglikelihood"] for r in losses(s)]) for s in (0.0, 0.02)]
+    counts = np.full(40, 100)
+    expected = ratio(*(WindowLosses(s, counts) for s in sums[::-1]))
+    tokens, per_byte = line(found, "nats/token"), line(found, "bits/byte")
+    assert math.exp(tokens.difference.value) == pytest.approx(expected.ratio)
+    assert math.exp(tokens.difference.low) == pytest.approx(expected.low, abs=1e-3)
+    assert math.exp(tokens.difference.high) == pytest.approx(expected.high, abs=1e-3)
+    assert per_byte.a.value == pytest.approx(tokens.a.value / 4 / math.log(2))
+    assert tokens.verdict == "worse"
+
+
+def test_another_tokenizer_leaves_bits_per_byte(tmp_path):
+    b = [{**row, "num_tokens": 90} for row in losses()]
+    a, b = (write_run(tmp_path / n, {"text": r}) for n, r in (("a", losses()), ("b", b)))
+    found = compare(a, b)
+    assert [row.metric for row in found.rows] == ["bits/byte"]
+    assert "text: nats/token not compared: the models tokenize differently" in found.notes
+
+
+def test_chance_is_marked_where_the_results_give_it(tmp_path):
+    a, b = flipped(100, 5, 5, right=0.5)
+    a, b = (write_run(tmp_path / n, {"piqa": answers(r)}, chance={"piqa": {"acc": 0.5}})
+            for n, r in (("a", a), ("b", b)))  # fmt: skip
+    assert line(compare(a, b), "acc").mark_a == "chance"
+    assert " chance |" in markdown(compare(a, b))
+
+
+def test_too_few_items_are_said_plainly_with_what_they_detect(folders):
+    found = compare(*folders)
+    row = line(found, "acc")
+    assert row.verdict == "not shown"
+    text = next(remark for remark in remarks(found) if remark.startswith("piqa, acc"))
+    assert "n too small for this claim: detects differences above 0.03" in text
+    assert f"takes about {row.needed:,}" in text
+
+
+def test_tasks_of_one_run_only_are_named_not_dropped_silently(tmp_path, folders):
+    c = write_run(tmp_path / "c", {"piqa": answers(np.ones(500)), "mmlu": answers([1], "mmlu")})
+    notes = compare(folders[0], c).notes
+    assert notes == [
+        "not compared, only in A: wikitext",
+        "not compared, only in B: mmlu",
+    ]
+
+
+def test_chosen_metrics_alone_are_corrected_for(folders):
+    found = compare(*folders, metrics=["acc"])
+    assert [row.metric for row in found.rows] == ["acc"]
+    assert found.rows[0].p_holm == found.rows[0].difference.p
+    everything = compare(*folders).rows
+    assert [r.p_holm for r in everything] == holm([r.difference.p for r in everything])
+    assert line(compare(*folders, metrics=["nats/token"]), "nats/token").p_holm == (
+        line(compare(*folders), "nats/token").p_holm / 3
+    )
+
+
+def test_folders_of_lm_eval_are_compared(tmp_path):
+    a, b = flipped(300, 30, 10)
+    a = write_lm_eval_run(tmp_path / "a", a, [-3.0, -4.0, -5.0])
+    b = write_lm_eval_run(tmp_path / "b", b, [-3.3, -4.5, -5.2])
+    found = compare(a, b)
+    assert [(r.task, r.metric) for r in found.rows] == [
+        ("my_piqa", "acc"), ("my_piqa", "acc_norm"),
+        ("mytext", "nats/word"), ("mytext", "bits/byte"),
+    ]  # fmt: skip
+    assert line(found, "acc").difference.p == mcnemar(30, 10)
+    assert line(found, "nats/word").a.value == pytest.approx(12 / 30)
+    assert line(found, "bits/byte").a.value == pytest.approx(12 / 138 / math.log(2))
+    assert line(found, "bits/byte").more_is_better is False
+
+
+def test_several_answers_by_filter_are_lines_of_their_own_and_metrics_without_numbers_are_named(
+    tmp_path,
+):
+    rows = [
+        {"doc_id": i, "filter": kind, "metrics": ["exact_match", "f1"], "f1": [1, 0],
+         "exact_match": float(i % 2)}
+        for i in range(40) for kind in ("strict", "flexible")
+    ]  # fmt: skip
+    a, b = (write_run(tmp_path / name, {"gsm8k": rows}) for name in "ab")
+    found = compare(a, b)
+    assert [row.metric for row in found.rows] == ["exact_match,strict", "exact_match,flexible"]
+    assert found.rows[0].difference.n == 40
+    assert "gsm8k: not compared, no number per item: f1" in found.notes
+
+
+def test_generated_texts_get_their_lines_and_the_gate(tmp_path):
+    a, b = (write_run(tmp_path / n, {"generation": texts(k)}) for n, k in (("a", 10), ("b", 60)))
+    found = compare(a, b)
+    assert {row.metric for row in found.rows} == {
+        "rep_2", "rep_3", "rep_4", "loop", "length", "ended", "distinct_1,greedy",
+        "distinct_2,greedy", "distinct_3,greedy",
+    }  # fmt: skip
+    assert line(found, "loop").verdict == "worse"
+    assert line(found, "distinct_2,greedy").verdict == "worse"
+    assert found.gate.verdict == "fail"
+    assert "gate: fail" in markdown(found)
+    assert compare(a, b, gate_margin=0.5).gate.verdict == "pass"
+    assert compare(a, a).gate.verdict == "pass"
+
+
+def test_markdown_csv_and_json_hold_the_same_numbers(folders, tmp_path):
+    found = compare(*folders)
+    write_comparison(found, tmp_path / "deep" / "out")
+    written = {p.name: p.read_text() for p in (tmp_path / "deep" / "out").iterdir()}
+    assert written == {
+        "compare.json": json_text(found),
+        "compare.md": markdown(found),
+        "compare.csv": csv_text(found),
+    }
+    rows = list(csv.DictReader(io.StringIO(written["compare.csv"])))
+    record = json.loads(written["compare.json"])
+    for row, entry, cells in zip(rows, record["rows"], table_rows(found), strict=True):
+        assert len(cells) == len(HEAD)
+        assert "| " + " | ".join(cells) + " |" in written["compare.md"]
+        assert float(row["difference"]) == entry["difference"]["value"]
+        assert cells[5].startswith(f"{entry['difference']['value']:+.4f} [")
+        assert float(row["b_high"]) == entry["b"]["high"]
+        assert float(row["tost_p"]) == max(
+            entry["equivalence"]["p_low"], entry["equivalence"]["p_high"]
+        )
+        assert row["verdict"] == entry["verdict"] == cells[10]
+
+
+def test_one_item_makes_valid_json_and_no_claims(tmp_path):
+    a, b = (write_run(tmp_path / n, {"t": losses(s, n=1)}) for n, s in (("a", 0.0), ("b", 0.1)))
+    found = compare(a, b)
+    assert [row.verdict for row in found.rows] == ["not shown"] * 2
+    assert json.loads(json_text(found))["rows"][0]["difference"]["low"] is None
+    assert "takes more" in markdown(found)
+
+
+def test_the_seed_is_that_of_the_bootstrap(folders):
+    one, same, other = (line(compare(*folders, seed=s), "nats/token").difference for s in (0, 0, 1))
+    assert one == same
+    assert one.bootstrap != other.bootstrap
+
+
+TEN = answers([1] * 10)
+CHANGES = {
+    "fewer items": ({"piqa": TEN[:9]}, {}, "piqa: .*1 only in A, 0 only in B.*'piqa-9'"),
+    "other task": ({"mmlu": TEN}, {}, "no task in common .piqa and mmlu"),
+    "other hash": ({}, {"task_hashes": {"piqa": "bbb"}}, "piqa: the data differ: hash aaa .* bbb"),
+    "other shots": ({}, {"n-shot": {"piqa": 5}}, "piqa: the number of examples differs: 0 .* 5"),
+    "other version": ({}, {"versions": {"piqa": 2}}, "piqa: the version of the task differs"),
+    "nan": ({"piqa": [*TEN[:9], {**TEN[9], "acc": math.nan}]}, {}, "'piqa-9': acc is nan"),
+    "no metric": ({"piqa": [{"id": r["id"]} for r in TEN]}, {}, "no metric that both have"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_runs_that_cannot_be_compared_are_refused_by_what_differs(tmp_path, case):
+    tasks, results, words = CHANGES[case]
+    conditions = {"task_hashes": {"piqa": "aaa"}, "n-shot": {"piqa": 0}, "versions": {"piqa": 1}}
+    rows = {"piqa": TEN}
+    a = write_run(tmp_path / "a", rows, **conditions)
+    b = write_run(tmp_path / "b", tasks or rows, **{**conditions, **results})
+    with pytest.raises(MlxSvdError, match=words) as error:
+        compare(a, b)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_margins_and_metrics_are_refused(folders):
+    with pytest.raises(MlxSvdError, match="margin 0"):
+        compare(*folders, margin=0.0)
+    with pytest.raises(MlxSvdError, match="no metric mc9 that both have"):
+        compare(*folders, metrics=["mc9"])
