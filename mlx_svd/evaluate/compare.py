@@ -69,7 +69,7 @@ def compare(
             f"{a.folder} and {b.folder} have no task in common ({', '.join(a.tasks)} and "
             f"{', '.join(b.tasks)}); evaluate both on the same tasks"
         )
-    notes = [*a.notes, *b.notes]
+    notes = [*a.notes, *b.notes, *_other_settings(a, b)]
     for run, other, name in ((a, b, "A"), (b, a, "B")):
         if only := sorted(run.tasks.keys() - other.tasks.keys()):
             notes.append(f"not compared, only in {name}: {', '.join(only)}")
@@ -87,6 +87,16 @@ def compare(
     return Comparison(a.model, b.model, margin, judged(rows), gate, notes)
 
 
+def _other_settings(a: Run, b: Run) -> list[str]:
+    """Settings that may differ between models but change what a difference means."""
+    settings = [run.condition("settings") or {} for run in (a, b)]
+    pairs = {key: [s.get(key) for s in settings] for key in ("max_length", "scoring")}
+    pairs["dtype"] = [run.condition("model_dtype") for run in (a, b)]
+    return [
+        f"{key}: {one} in A, {other} in B" for key, (one, other) in pairs.items() if one != other
+    ]
+
+
 def _check_conditions(a: Run, b: Run, task: str) -> None:
     check_same_items(task, a.tasks[task], b.tasks[task])
     for key, what in (("n-shot", "number of examples"), ("versions", "version of the task")):
@@ -94,6 +104,13 @@ def _check_conditions(a: Run, b: Run, task: str) -> None:
         if one is not None and other is not None and one != other:
             raise MlxSvdError(
                 f"{task}: the {what} differs: {one} in A, {other} in B; evaluate both alike"
+            )
+    if a.of_task("n-shot", task):
+        one, other = a.condition("fewshot_seed"), b.condition("fewshot_seed")
+        if one != other:
+            raise MlxSvdError(
+                f"{task}: the seed of the examples differs: {one} in A, {other} in B; evaluate "
+                "both alike"
             )
     one, other = a.data_hash(task), b.data_hash(task)
     if one is not None and other is not None and one != other:
@@ -126,8 +143,7 @@ def _task_rows(
             name = f"{metric.name},{kind}" if kind else metric.name
             pair = pair_metric(task, name, metric.field, rows_a, rows_b, metric.weight)
             if pair is not None:
-                chance = a.of_task("chance", task)
-                level = _chance(chance, metric.name)
+                level = a.chance(task, metric.name)
                 rows.append(compare_metric(task, pair, metric.better, margin, level, seed))
             if pair is not None and pair.missing:
                 notes.append(f"{task}: {name}: {pair.missing} items without a value were left out")
@@ -178,9 +194,3 @@ def _other_tokens(a: list[Row], b: list[Row], metric: Metric) -> bool:
         {(r.get("id", r.get("doc_id"))): r[metric.weight] for r in rows} for rows in (a, b)
     )
     return one != other
-
-
-def _chance(entry: Any, metric: str) -> float | None:
-    """The chance level: one number of the task, or one for each metric."""
-    value = entry.get(metric) if isinstance(entry, dict) else entry
-    return float(value) if isinstance(value, (int, float)) else None

@@ -4,8 +4,8 @@ Perplexity sees one token at a time after a true text; a model can score well th
 stuck in a loop as soon as it reads its own words.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.nn as nn
@@ -24,69 +24,127 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class GenerationSettings:
+    """modes: greedy, sampled or both; max_tokens: of a text; temp, top_p: of sampling; seeds: one
+    sampled text a prompt for each; batch_size: texts at once; chat: put prompts into the
+    tokenizer's chat template, if it has one. Raises MlxSvdError for other modes and for seeds given
+    twice."""
+
+    modes: Sequence[str] = (GREEDY, SAMPLED)
+    max_tokens: int = 128
+    temp: float = 1.0
+    top_p: float = 0.95
+    seeds: Sequence[int] = (0,)
+    batch_size: int = 32
+    chat: bool = True
+
+    def __post_init__(self):
+        if not self.modes or not set(self.modes) <= {GREEDY, SAMPLED}:
+            raise MlxSvdError(
+                f"generation: modes {list(self.modes)}; give {GREEDY}, {SAMPLED} or both"
+            )
+        if SAMPLED in self.modes and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
+            raise MlxSvdError(
+                f"generation: seeds {list(self.seeds)}; give at least one, none twice: the same "
+                "seed gives the same text"
+            )
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text to generate. doc_id: its number among all texts; number: that of its prompt, which
+    with the seed (None: greedy) decides the random numbers."""
+
+    doc_id: int
+    number: int
+    prompt: Prompt
+    mode: str
+    seed: int | None
+
+
+@dataclass(frozen=True)
 class GenerationQuality:
-    """records: one for each prompt and way to generate, as written to JSONL; summary:
-    "metric,filter" -> value with standard error and 95 % interval (see ``generation_summary``)."""
+    """records: one for each text, as written to JSONL; summary: "metric,filter" -> value with
+    standard error and 95 % interval (see ``generation_summary``)."""
 
     records: list[Record]
-    summary: dict[str, Estimate]
+    summary: dict[str, Estimate] = field(repr=False)
+
+
+def generation_texts(prompts: Sequence[Prompt], settings: GenerationSettings) -> list[list[Text]]:
+    """All texts of a run in batches: every prompt greedily, then with each seed. Raises
+    MlxSvdError for no prompts."""
+    if not prompts:
+        raise MlxSvdError("generation: no prompts were given to continue")
+    runs = [
+        (mode, seed)
+        for mode in settings.modes
+        for seed in (settings.seeds if mode == SAMPLED else (None,))
+    ]
+    batches = []
+    for place, (mode, seed) in enumerate(runs):
+        texts = [
+            Text(place * len(prompts) + i, i, prompt, mode, seed)
+            for i, prompt in enumerate(prompts)
+        ]
+        step = max(1, settings.batch_size)
+        batches += [texts[i : i + step] for i in range(0, len(texts), step)]
+    return batches
+
+
+def generation_records(
+    model: nn.Module, tokenizer: Any, texts: Sequence[Text], settings: GenerationSettings
+) -> list[Record]:
+    """Generate texts of one mode and seed, and count what repeats. Raises MlxSvdError for what
+    ``continuations`` refuses, naming the prompt by its id."""
+    if not texts:
+        return []
+    seed = texts[0].seed
+    found = continuations(
+        model,
+        tokenizer,
+        [_encode(tokenizer, text.prompt, settings.chat) for text in texts],
+        max_tokens=settings.max_tokens,
+        sampling=None if seed is None else Sampling(settings.temp, settings.top_p, seed),
+        numbers=[text.number for text in texts],
+        names=[f"prompt {text.prompt.id!r}" for text in texts],
+        batch_size=settings.batch_size,
+    )
+    return [
+        _record(text, continuation, tokenizer.decode(continuation.tokens))
+        for text, continuation in zip(texts, found, strict=True)
+    ]
 
 
 def generation_quality(
     model: nn.Module,
     tokenizer: Any,
     prompts: Sequence[Prompt],
+    settings: GenerationSettings | None = None,
     *,
-    modes: Sequence[str] = (GREEDY, SAMPLED),
-    max_tokens: int = 128,
-    temp: float = 1.0,
-    top_p: float = 0.95,
-    seeds: Sequence[int] = (0,),
-    batch_size: int = 32,
-    chat: bool = True,
     known: Sequence[Record] = (),
     write: Callable[[Record], None] = lambda record: None,
 ) -> GenerationQuality:
     """Continue every prompt greedily and, with each seed, sampled; measure the texts.
 
-    chat: put prompts into the tokenizer's chat template, if it has one. known: records of an
-    interrupted run with the same settings, not generated again. write: gets each new record as
-    its batch is done. Of one prompt the sampled text depends on seed and number of the prompt, not
-    on batches or on what was known. Raises MlxSvdError for no prompts, unknown modes, no seeds,
-    known records of other prompts, and what ``continuations`` refuses.
+    known: records of an interrupted run with the same settings, not generated again. write: gets
+    each new record as its batch is done. A text depends neither on its batch nor on what was known.
+    Raises MlxSvdError for no prompts, for known records of other prompts, and for what
+    ``continuations`` refuses.
     """
-    _check(prompts, modes, seeds, known)
-    tokens = [_encode(tokenizer, prompt, chat) for prompt in prompts]
-    done = {_key(record): record for record in known}
-    records: list[Record] = []
-    for mode, seed in _runs(modes, seeds):
-        wanted = [i for i, prompt in enumerate(prompts) if (mode, seed, prompt.id) not in done]
-        sampling = None if seed is None else Sampling(temp, top_p, seed)
-        for start in range(0, len(wanted), batch_size):
-            rows = wanted[start : start + batch_size]
-            found = continuations(
-                model,
-                tokenizer,
-                [tokens[i] for i in rows],
-                max_tokens=max_tokens,
-                sampling=sampling,
-                numbers=rows,
-                names=[repr(prompts[i].id) for i in rows],
-                batch_size=batch_size,
-            )
-            for i, continuation in zip(rows, found, strict=True):
-                text = tokenizer.decode(continuation.tokens)
-                record = _record(i, prompts[i], mode, seed, continuation, text)
-                done[_key(record)] = record
-                write(record)
-        records += [done[mode, seed, prompt.id] for prompt in prompts]
+    settings = settings or GenerationSettings()
+    batches = generation_texts(prompts, settings)
+    done = {record["doc_id"]: record for record in known}
+    for text in (text for batch in batches for text in batch):
+        _check_known(done.get(text.doc_id), text)
+    records = []
+    for batch in batches:
+        left = [text for text in batch if text.doc_id not in done]
+        for record in generation_records(model, tokenizer, left, settings):
+            done[record["doc_id"]] = record
+            write(record)
+        records += [done[text.doc_id] for text in batch]
     return GenerationQuality(records, generation_summary(records))
-
-
-def _runs(modes: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, int | None]]:
-    for mode in modes:
-        for seed in seeds if mode == SAMPLED else (None,):
-            yield mode, seed
 
 
 def _encode(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int]:
@@ -96,23 +154,16 @@ def _encode(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int]:
     return list(tokenizer.encode(prompt.text))
 
 
-def _record(
-    number: int,
-    prompt: Prompt,
-    mode: str,
-    seed: int | None,
-    continuation: Continuation,
-    text: str,
-) -> Record:
+def _record(text: Text, continuation: Continuation, written: str) -> Record:
     tokens = continuation.tokens
     return {
-        "doc_id": number,
-        "id": prompt.id,
+        "doc_id": text.doc_id,
+        "id": text.prompt.id,
         "task": TASK,
-        "filter": mode,
-        "seed": seed,
-        "prompt": prompt.text,
-        "text": text,
+        "filter": text.mode,
+        "seed": text.seed,
+        "prompt": text.prompt.text,
+        "text": written,
         "tokens": tokens,
         "metrics": list(QUALITY_METRICS),
         **{f"rep_{n}": repetition(tokens, n) for n in (2, 3, 4)},
@@ -122,26 +173,10 @@ def _record(
     }
 
 
-def _key(record: Record) -> tuple[str, int | None, str]:
-    return record["filter"], record["seed"], record["id"]
-
-
-def _check(
-    prompts: Sequence[Prompt], modes: Sequence[str], seeds: Sequence[int], known: Sequence[Record]
-) -> None:
-    if not prompts:
-        raise MlxSvdError("generation: no prompts were given to continue")
-    if not modes or not set(modes) <= {GREEDY, SAMPLED}:
-        raise MlxSvdError(f"generation: modes {list(modes)}; give {GREEDY}, {SAMPLED} or both")
-    if SAMPLED in modes and (not seeds or len(set(seeds)) < len(seeds)):
+def _check_known(record: Record | None, text: Text) -> None:
+    wanted = (text.prompt.text, text.mode, text.seed)
+    if record is not None and (record["prompt"], record["filter"], record["seed"]) != wanted:
         raise MlxSvdError(
-            f"generation: seeds {list(seeds)}; give at least one, none twice: the same seed gives "
-            "the same text"
+            f"generation: the known record {record['id']!r} is of another prompt, mode or seed; "
+            "give the prompts and settings of that run, or start a new one"
         )
-    texts = {prompt.id: prompt.text for prompt in prompts}
-    for record in known:
-        if texts.get(record["id"]) != record["prompt"]:
-            raise MlxSvdError(
-                f"generation: the known record {record['id']!r} belongs to another prompt; give "
-                "the prompts of that run, or start a new one"
-            )

@@ -40,6 +40,16 @@ class Run:
         entry = self.results.get(key)
         return entry.get(task) if isinstance(entry, dict) else None
 
+    def condition(self, key: str) -> Any:
+        """results["config"][key], None where there is none."""
+        config = self.results.get("config")
+        return config.get(key) if isinstance(config, dict) else None
+
+    def chance(self, task: str, metric: str) -> float | None:
+        """What guessing gives, where the run says it (mlx-svd's "intervals")."""
+        entry = (self.of_task("intervals", task) or {}).get(metric) or {}
+        return entry.get("chance")
+
     def data_hash(self, task: str) -> str | None:
         """What identifies the data of a task, None if the run did not keep it."""
         hashes = (self.of_task(key, task) for key in _HASHES)

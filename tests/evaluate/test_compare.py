@@ -24,13 +24,15 @@ from mlx_svd.evaluate.perplexity import WindowLosses, ratio
 from tests.evaluate.result_folders import answers, flipped, losses, write_lm_eval_run, write_run
 from tests.evaluate.test_generation import run as texts
 
+CHANCE = {"piqa": {"acc": {"low": 0.4, "high": 0.6, "n": 1, "chance": 0.5, "at_chance": True}}}
+
 
 @pytest.fixture
 def folders(tmp_path):
     """Two runs of piqa and wikitext."""
     a, b = flipped(500, 20, 12)
     return (
-        write_run(tmp_path / "a", {"piqa": answers(a), "wikitext": losses()}, chance={"piqa": 0.5}),
+        write_run(tmp_path / "a", {"piqa": answers(a), "wikitext": losses()}, intervals=CHANCE),
         write_run(tmp_path / "b", {"piqa": answers(b)[::-1], "wikitext": losses(0.02)}),
     )
 
@@ -70,7 +72,7 @@ def test_another_tokenizer_leaves_bits_per_byte(tmp_path):
 
 def test_chance_is_marked_where_the_results_give_it(tmp_path):
     a, b = flipped(100, 5, 5, right=0.5)
-    a, b = (write_run(tmp_path / n, {"piqa": answers(r)}, chance={"piqa": {"acc": 0.5}})
+    a, b = (write_run(tmp_path / n, {"piqa": answers(r)}, intervals=CHANCE)
             for n, r in (("a", a), ("b", b)))  # fmt: skip
     assert line(compare(a, b), "acc").mark_a == "chance"
     assert " chance |" in markdown(compare(a, b))
@@ -209,6 +211,31 @@ def test_runs_that_cannot_be_compared_are_refused_by_what_differs(tmp_path, case
     with pytest.raises(MlxSvdError, match=words) as error:
         compare(a, b)
     assert "\n" not in str(error.value)
+
+
+def test_examples_drawn_by_another_seed_are_refused_and_without_examples_the_seed_is_free(tmp_path):
+    def run(name, shots, seed):
+        conditions = {"n-shot": {"piqa": shots}, "config": {"fewshot_seed": seed}}
+        return write_run(tmp_path / name, {"piqa": TEN}, **conditions)
+
+    with pytest.raises(MlxSvdError, match="piqa: the seed of the examples differs: 1 in A, 2 in B"):
+        compare(run("a", 5, 1), run("b", 5, 2))
+    assert compare(run("c", 0, 1), run("d", 0, 2)).notes == []
+
+
+def test_other_precision_and_context_are_said(tmp_path):
+    a, b = (
+        write_run(
+            tmp_path / name,
+            {"piqa": TEN},
+            config={"model_dtype": dtype, "settings": {"max_length": length, "scoring": "words"}},
+        )
+        for name, dtype, length in (("a", "float32", None), ("b", "bfloat16", 512))
+    )
+    assert compare(a, b).notes == [
+        "max_length: None in A, 512 in B",
+        "dtype: float32 in A, bfloat16 in B",
+    ]
 
 
 def test_wrong_margins_and_metrics_are_refused(folders):

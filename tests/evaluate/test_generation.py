@@ -1,5 +1,8 @@
 """Records of generated texts, their numbers, and the gate on loops."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,13 +10,20 @@ from mlx_svd.checkpoint.loader import load
 from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.continuations import continuations
-from mlx_svd.evaluate.generation import generation_quality
+from mlx_svd.evaluate.generation import (
+    GenerationSettings,
+    generation_quality,
+    generation_records,
+    generation_texts,
+)
 from mlx_svd.evaluate.generation_gate import generation_gate
 from mlx_svd.evaluate.generation_summary import generation_differences, generation_summary
 from mlx_svd.evaluate.perplexity import perplexity
 from mlx_svd.evaluate.prompts import Prompt, read_prompts
 from mlx_svd.evaluate.repetition import distinct, loops, repetition
 from mlx_svd.evaluate.statistics import estimate
+
+SETTINGS = GenerationSettings(max_tokens=24, seeds=(0, 3))
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +33,7 @@ def demo():
 
 @pytest.fixture(scope="module")
 def quality(demo):
-    return generation_quality(*demo, read_prompts(limit=12), max_tokens=24, seeds=(0, 3))
+    return generation_quality(*demo, read_prompts(limit=12), SETTINGS)
 
 
 def record(number, tokens, kind="greedy", seed=None, ended=0):
@@ -47,7 +57,8 @@ def run(looping, n=200, kind="greedy", length=40):
 def test_every_prompt_has_a_greedy_record_and_one_for_each_seed(demo, quality):
     runs = [(r["filter"], r["seed"]) for r in quality.records]
     assert runs == [("greedy", None)] * 12 + [("sampled", 0)] * 12 + [("sampled", 3)] * 12
-    assert [r["doc_id"] for r in quality.records] == list(range(12)) * 3
+    assert [r["doc_id"] for r in quality.records] == list(range(36))
+    assert [r["id"] for r in quality.records] == [p.id for p in read_prompts(limit=12)] * 3
     texts = {r["text"] for r in quality.records}
     assert len(texts) == 36
 
@@ -62,6 +73,10 @@ def test_a_record_holds_the_text_and_what_was_counted_on_its_tokens(demo, qualit
         assert all(name in r for name in r["metrics"])
 
 
+def test_records_survive_json(quality):
+    assert [json.loads(json.dumps(r)) for r in quality.records] == quality.records
+
+
 def test_greedy_records_are_the_greedy_continuations(demo, quality):
     prompts = [demo[1].encode(p.text) for p in read_prompts(limit=12)]
     expected = continuations(*demo, prompts, max_tokens=24)
@@ -72,7 +87,7 @@ def test_an_interrupted_run_continues_to_the_same_records(demo, quality):
     written = []
     known = [*quality.records[:5], *quality.records[14:20]]
     again = generation_quality(
-        *demo, read_prompts(limit=12), max_tokens=24, seeds=(0, 3), known=known, batch_size=5,
+        *demo, read_prompts(limit=12), replace(SETTINGS, batch_size=5), known=known,
         write=written.append,
     )  # fmt: skip
     assert again.records == quality.records
@@ -159,36 +174,56 @@ class LoopsWhenItReadsItself:
 def test_gate_fails_a_model_whose_perplexity_is_fine_but_whose_text_loops(demo):
     model, tokenizer = demo
     damaged, prompts = LoopsWhenItReadsItself(model), read_prompts(limit=32)
+    settings = GenerationSettings(modes=["sampled"], max_tokens=64)
     text = tokenizer.encode(" ".join(p.text for p in read_prompts()))
     before, after = (perplexity(m, text, window=128).perplexity for m in (model, damaged))
     assert after == pytest.approx(before, rel=1e-5)
     base, broken = (
-        generation_quality(m, tokenizer, prompts, modes=["sampled"], max_tokens=64).records
-        for m in (model, damaged)
+        generation_quality(m, tokenizer, prompts, settings).records for m in (model, damaged)
     )
     assert generation_gate(base, broken).verdict == "fail"
 
 
 def test_errors_name_the_prompt_by_its_id(demo):
-    with pytest.raises(MlxSvdError, match="'long': 1100 tokens and 9 to generate do not fit"):
-        generation_quality(*demo, [Prompt("long", " the" * 1100)], max_tokens=9)
+    with pytest.raises(MlxSvdError, match="'long': 1100 tokens and 24 to generate do not fit"):
+        generation_quality(*demo, [Prompt("long", " the" * 1100)], SETTINGS)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"prompts": []}, "no prompts"),
         ({"modes": []}, "give greedy, sampled or both"),
         ({"modes": ["beam"]}, "give greedy, sampled or both"),
         ({"seeds": ()}, "at least one"),
         ({"seeds": (1, 1)}, "none twice"),
-        ({"known": [record(0, [1])]}, "known record 'p0' belongs to another prompt"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(demo, change, words):
-    call = {"prompts": [Prompt("a", "One")], **change}
+def test_settings_without_meaning_are_refused(change, words):
     with pytest.raises(MlxSvdError, match=words):
-        generation_quality(*demo, call.pop("prompts"), **call)
+        GenerationSettings(**change)
+
+
+def test_no_prompts_and_records_of_another_run_are_refused(demo, quality):
+    with pytest.raises(MlxSvdError, match="no prompts"):
+        generation_quality(*demo, [], SETTINGS)
+    for prompts, settings in (
+        ([Prompt("prompt-1", "Another text")], SETTINGS),
+        (read_prompts(limit=12), replace(SETTINGS, seeds=(1, 3))),
+        (read_prompts(limit=12), replace(SETTINGS, modes=["sampled"])),
+    ):
+        with pytest.raises(
+            MlxSvdError, match="of another prompt, mode or seed"
+        ):
+            generation_quality(*demo, prompts, settings, known=quality.records)
+
+
+def test_batches_of_texts_can_be_generated_one_by_one_in_any_order(demo, quality):
+    settings = replace(SETTINGS, batch_size=7)
+    batches = generation_texts(read_prompts(limit=12), settings)
+    assert max(map(len, batches)) == 7
+    assert all(len({(t.mode, t.seed) for t in batch}) == 1 for batch in batches)
+    found = [r for batch in reversed(batches) for r in generation_records(*demo, batch, settings)]
+    assert sorted(found, key=lambda r: r["doc_id"]) == quality.records
 
 
 @pytest.mark.parametrize(
