@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from mlx_svd.checkpoint.disk import disk_errors, write_file
+from mlx_svd.checkpoint.disk import write_file
+from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.compare import Comparison
 from mlx_svd.evaluate.metric_comparison import NOT_SHOWN, MetricComparison
 from mlx_svd.evaluate.statistics import Estimate
@@ -41,12 +42,11 @@ def legend(comparison: Comparison) -> str:
     """What the columns are, in one paragraph."""
     tests = sum(row.p_holm is not None for row in comparison.rows)
     return (
-        f"A: {comparison.a}. B: {comparison.b}. (se): standard error. "
-        "Differences are paired by item; flips: right to "
-        "wrong / wrong to right; p: exact McNemar for right and wrong, else sign flips (distinct: "
-        f"t); Holm over the {tests} lines with a verdict; TOST: equal within {comparison.margin:g} "
-        "(in nats/token: of a perplexity, as a share); detects: smallest difference shown with 80 "
-        "% power."
+        f"A: {comparison.a}. B: {comparison.b}. (se): standard error. Differences are paired by "
+        "item; flips: from 1 (right) to 0 / from 0 to 1; p: exact McNemar for 0 and 1, else sign "
+        f"flips (distinct: t); Holm over the {tests} lines with a verdict; TOST: equal within "
+        f"{comparison.margin:g} (in nats/token: of a perplexity, as a share); detects: smallest "
+        "difference shown with 80 % power."
     )
 
 
@@ -68,12 +68,17 @@ def csv_text(comparison: Comparison) -> str:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """compare.json, compare.md and compare.csv in a folder, which is made if need be."""
-    with disk_errors(folder):
+    """compare.json, compare.md and compare.csv in a folder, which is made if need be. Raises
+    MlxSvdError if they cannot be written."""
+    texts = {"json": json_text(comparison), "md": markdown(comparison), "csv": csv_text(comparison)}
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / "compare.json", json_text(comparison).encode())
-        write_file(folder / "compare.md", markdown(comparison).encode())
-        write_file(folder / "compare.csv", csv_text(comparison).encode())
+        for ending, text in texts.items():
+            write_file(folder / f"compare.{ending}", text.encode())
+    except OSError as error:
+        raise MlxSvdError(
+            f"{folder}: cannot be written: {error.strerror or error}; give another --output-dir"
+        ) from error
 
 
 def json_text(comparison: Comparison) -> str:

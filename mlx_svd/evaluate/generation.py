@@ -111,7 +111,7 @@ def generation_records(
         batch_size=settings.batch_size,
     )
     return [
-        _record(text, continuation, tokenizer.decode(continuation.tokens))
+        _record(text, settings, continuation, tokenizer.decode(continuation.tokens))
         for text, continuation in zip(texts, found, strict=True)
     ]
 
@@ -136,7 +136,7 @@ def generation_quality(
     batches = generation_texts(prompts, settings)
     done = {record["doc_id"]: record for record in known}
     for text in (text for batch in batches for text in batch):
-        _check_known(done.get(text.doc_id), text)
+        _check_known(done.get(text.doc_id), text, settings)
     records = []
     for batch in batches:
         left = [text for text in batch if text.doc_id not in done]
@@ -154,7 +154,15 @@ def _encode(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int]:
     return list(tokenizer.encode(prompt.text))
 
 
-def _record(text: Text, continuation: Continuation, written: str) -> Record:
+def _conditions(text: Text, settings: GenerationSettings) -> Record:
+    """What the numbers of a text depend on, beside model and prompt."""
+    sampled = {} if text.seed is None else {"temp": settings.temp, "top_p": settings.top_p}
+    return {"max_tokens": settings.max_tokens, "chat": settings.chat, **sampled}
+
+
+def _record(
+    text: Text, settings: GenerationSettings, continuation: Continuation, written: str
+) -> Record:
     tokens = continuation.tokens
     return {
         "doc_id": text.doc_id,
@@ -162,6 +170,7 @@ def _record(text: Text, continuation: Continuation, written: str) -> Record:
         "task": TASK,
         "filter": text.mode,
         "seed": text.seed,
+        "settings": _conditions(text, settings),
         "prompt": text.prompt.text,
         "text": written,
         "tokens": tokens,
@@ -173,10 +182,19 @@ def _record(text: Text, continuation: Continuation, written: str) -> Record:
     }
 
 
-def _check_known(record: Record | None, text: Text) -> None:
-    wanted = (text.prompt.text, text.mode, text.seed)
-    if record is not None and (record["prompt"], record["filter"], record["seed"]) != wanted:
-        raise MlxSvdError(
-            f"generation: the known record {record['id']!r} is of another prompt, mode or seed; "
-            "give the prompts and settings of that run, or start a new one"
-        )
+def _check_known(record: Record | None, text: Text, settings: GenerationSettings) -> None:
+    if record is None:
+        return
+    wanted = {
+        "prompt": text.prompt.text,
+        "filter": text.mode,
+        "seed": text.seed,
+        "settings": _conditions(text, settings),
+    }
+    for key, value in wanted.items():
+        if record[key] != value:
+            raise MlxSvdError(
+                f"generation: the known record {record['id']!r} has another {key} "
+                f"({record[key]!r}, wanted {value!r}); give the prompts and settings of that run, "
+                "or start a new one"
+            )

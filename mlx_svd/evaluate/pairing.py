@@ -9,6 +9,8 @@ import numpy as np
 from mlx_svd.errors import MlxSvdError
 
 Row = dict[str, Any]
+# What may be kept in a row of the question and of how it was asked.
+_CONDITIONS = ("doc_hash", "prompt_hash", "target_hash", "prompt", "seed", "settings")
 _REMEDY = "evaluate both with the same data, --limit and seeds"
 
 
@@ -56,7 +58,7 @@ def check_same_items(task: str, a: Sequence[Row], b: Sequence[Row]) -> None:
                 f"{_REMEDY}"
             )
         for one, other in zip(rows, rows_b[key], strict=True):
-            for name in ("doc_hash", "prompt_hash", "target_hash", "prompt", "seed"):
+            for name in _CONDITIONS:
                 if name in one and name in other and one[name] != other[name]:
                     raise MlxSvdError(
                         f"{task}: item {_name(key)} is not the same question in both: {name} "

@@ -104,4 +104,4 @@ def test_bad_input_is_one_line_that_names_it(run, folders, looping, tmp_path):
 
 def test_an_output_that_cannot_be_written_is_one_line(run, folders, tmp_path):
     (tmp_path / "file").write_text("")
-    one_error(run(*folders, "--output-dir", tmp_path / "file" / "out"), "file")
+    one_error(run(*folders, "--output-dir", tmp_path / "file" / "out"), "file", "--output-dir")

@@ -210,10 +210,10 @@ def test_no_prompts_and_records_of_another_run_are_refused(demo, quality):
         ([Prompt("prompt-1", "Another text")], SETTINGS),
         (read_prompts(limit=12), replace(SETTINGS, seeds=(1, 3))),
         (read_prompts(limit=12), replace(SETTINGS, modes=["sampled"])),
+        (read_prompts(limit=12), replace(SETTINGS, max_tokens=25)),
+        (read_prompts(limit=12), replace(SETTINGS, temp=0.5)),
     ):
-        with pytest.raises(
-            MlxSvdError, match="of another prompt, mode or seed"
-        ):
+        with pytest.raises(MlxSvdError, match=r"known record .* has another"):
             generation_quality(*demo, prompts, settings, known=quality.records)
 
 

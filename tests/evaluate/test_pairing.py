@@ -69,8 +69,10 @@ def test_other_items_are_refused_and_the_first_is_named(b, words):
         check_same_items("piqa", A, b)
 
 
-@pytest.mark.parametrize("name", ["doc_hash", "prompt_hash", "target_hash", "prompt", "seed"])
-def test_the_same_id_with_another_question_is_refused(name):
+@pytest.mark.parametrize(
+    "name", ["doc_hash", "prompt_hash", "target_hash", "prompt", "seed", "settings"]
+)
+def test_the_same_id_with_another_question_or_settings_is_refused(name):
     a, b = [row("x", 1, **{name: 1})], [row("x", 1, **{name: 2})]
     with pytest.raises(MlxSvdError, match=f"'x' is not the same question in both: {name} differs"):
         check_same_items("piqa", a, b)
