@@ -77,11 +77,13 @@ def compare(
     for task in common:
         _check_conditions(a, b, task)
         rows += _task_rows(a, b, task, margin, metrics, seed, notes)
-    if not rows:
-        asked = f" {', '.join(metrics)}" if metrics else ""
+    found = {row.metric.split(",")[0] for row in rows}
+    lacking = [name for name in metrics or () if name not in found]
+    if lacking or not rows:
+        remedy = "leave out --metrics to see all" if metrics else "evaluate both again"
         raise MlxSvdError(
-            f"{a.folder} and {b.folder}: no metric{asked} that both have for every item of "
-            f"{', '.join(common)}"
+            f"{a.folder} and {b.folder} have no metric {', '.join(lacking)} in common for the "
+            f"items of {', '.join(common)}; {remedy}"
         )
     gate = _gate(a, b, gate_margin, seed)
     return Comparison(a.model, b.model, margin, judged(rows), gate, notes)
@@ -129,9 +131,12 @@ def _task_rows(
     seed: int,
     notes: list[str],
 ) -> list[MetricComparison]:
-    (found, skipped), _ = row_metrics(a, task), row_metrics(b, task)
+    (found, skipped), (others, _) = row_metrics(a, task), row_metrics(b, task)
     if skipped:
         notes.append(f"{task}: not compared, no number per item: {', '.join(skipped)}")
+    if only := {m.name for m in found} ^ {m.name for m in others}:
+        notes.append(f"{task}: not compared, only in one run: {', '.join(sorted(only))}")
+        found = [metric for metric in found if metric.name not in only]
     rows = []
     for metric in found:
         if wanted is not None and metric.name not in wanted:
@@ -142,10 +147,12 @@ def _task_rows(
                 continue
             name = f"{metric.name},{kind}" if kind else metric.name
             pair = pair_metric(task, name, metric.field, rows_a, rows_b, metric.weight)
-            if pair is not None:
-                level = a.chance(task, metric.name)
-                rows.append(compare_metric(task, pair, metric.better, margin, level, seed))
-            if pair is not None and pair.missing:
+            if pair is None:
+                notes.append(f"{task}: {name} not compared: no item has a value in both")
+                continue
+            level = a.chance(task, metric.name)
+            rows.append(compare_metric(task, pair, metric.better, margin, level, seed))
+            if pair.missing:
                 notes.append(f"{task}: {name}: {pair.missing} items without a value were left out")
     if _generated(a, b, task):
         rows += _distinct_rows(task, a.tasks[task], b.tasks[task], margin, wanted)

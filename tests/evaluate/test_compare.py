@@ -96,6 +96,23 @@ def test_tasks_of_one_run_only_are_named_not_dropped_silently(tmp_path, folders)
     ]
 
 
+def test_metrics_of_one_run_and_items_without_a_value_are_named(tmp_path):
+    more = [{**row, "acc_norm": 1, "mc2": None if i else 0.5} for i, row in enumerate(TEN)]
+    nothing = [{**row, "mc2": None, "f1": None} for row in TEN]
+    some = [{**row, "mc2": 0.25} for row in TEN]
+    a, b, c = (
+        write_run(tmp_path / name, {"piqa": rows})
+        for name, rows in (("a", more), ("b", nothing), ("c", some))
+    )
+    assert compare(a, b).notes == ["piqa: not compared, only in one run: acc_norm, mc2"]
+    found = compare(a, c)
+    assert found.notes == [
+        "piqa: not compared, only in one run: acc_norm",
+        "piqa: mc2: 9 items without a value were left out",
+    ]
+    assert (line(found, "mc2").missing, line(found, "mc2").difference.n) == (9, 1)
+
+
 def test_chosen_metrics_alone_are_corrected_for(folders):
     found = compare(*folders, metrics=["acc"])
     assert [row.metric for row in found.rows] == ["acc"]
@@ -197,7 +214,7 @@ CHANGES = {
     "other shots": ({}, {"n-shot": {"piqa": 5}}, "piqa: the number of examples differs: 0 .* 5"),
     "other version": ({}, {"versions": {"piqa": 2}}, "piqa: the version of the task differs"),
     "nan": ({"piqa": [*TEN[:9], {**TEN[9], "acc": math.nan}]}, {}, "'piqa-9': acc is nan"),
-    "no metric": ({"piqa": [{"id": r["id"]} for r in TEN]}, {}, "no metric that both have"),
+    "no metric": ({"piqa": [{"id": r["id"]} for r in TEN]}, {}, "no metric .*evaluate both again"),
 }  # fmt: skip
 
 
@@ -241,5 +258,5 @@ def test_other_precision_and_context_are_said(tmp_path):
 def test_wrong_margins_and_metrics_are_refused(folders):
     with pytest.raises(MlxSvdError, match="margin 0"):
         compare(*folders, margin=0.0)
-    with pytest.raises(MlxSvdError, match="no metric mc9 that both have"):
-        compare(*folders, metrics=["mc9"])
+    with pytest.raises(MlxSvdError, match=r"no metric mc9 in common .*leave out --metrics"):
+        compare(*folders, metrics=["acc", "mc9"])
