@@ -110,9 +110,13 @@ def print_comparison(comparison: "Comparison") -> None:
     from mlx_svd.evaluate.compare_table import HEAD, legend, remarks, table_rows
 
     table = _table(list(HEAD), numbers=set(range(2, len(HEAD))) - {10})
-    for cells in table_rows(comparison):
+    rows = table_rows(comparison)
+    for cells in rows:
         table.add_row(*cells)
     out = console()
+    # Numbers cut off to fit into a narrow window are worse than lines that wrap.
+    widths = [max(map(len, column)) + 2 for column in zip(HEAD, *rows, strict=True)]
+    out.width = max(out.width, sum(widths))
     out.print(table)
     for line in (legend(comparison), *remarks(comparison)):
         out.print(line, markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from mlx_svd.checkpoint.disk import write_file
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.compare import Comparison
-from mlx_svd.evaluate.metric_comparison import NOT_SHOWN, MetricComparison
+from mlx_svd.evaluate.metric_comparison import AT_CHANCE, NOT_SHOWN, MetricComparison
 from mlx_svd.evaluate.statistics import Estimate
 
 HEAD = (
@@ -107,6 +107,12 @@ def _cells(row: MetricComparison) -> list[str]:
 
 
 def _too_small(row: MetricComparison, margin: float) -> str:
+    if row.verdict == AT_CHANCE:
+        return (
+            f"{row.task}, {row.metric}: neither model is shown to be above chance with "
+            f"{row.difference.n} items, which detect differences above {_number(row.detects)}; "
+            "take more, or a task that A can do"
+        )
     if row.verdict != NOT_SHOWN:
         return ""
     needed = "more" if row.needed is None or math.isinf(row.needed) else f"about {row.needed:,}"

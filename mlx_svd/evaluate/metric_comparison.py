@@ -25,7 +25,7 @@ from mlx_svd.evaluate.power import (
 from mlx_svd.evaluate.statistics import Estimate, chance_mark, estimate_of_sums
 
 # Verdicts, the first that holds.
-EQUIVALENT, BETTER, WORSE = "equivalent", "better", "worse"
+AT_CHANCE, EQUIVALENT, BETTER, WORSE = "chance", "equivalent", "better", "worse"
 NO_DEGRADATION, NOT_SHOWN = "no degradation", "not shown"
 
 
@@ -37,9 +37,10 @@ class MetricComparison:
     with low and high of b - a; detects: smallest difference that so many items show with 80 %
     power; needed: items that would show two equal runs to be equivalent; missing: items left out.
 
-    verdict: "equivalent" (within the margin), "better" or "worse" (significant after Holm), "no
-    degradation" (not worse by the margin), "not shown" (too few items for any of these), "" for
-    metrics without a good direction.
+    verdict: "chance" (neither model is shown to be above guessing, so that there is nothing to
+    lose: no claim, however the numbers differ), "equivalent" (within the margin), "better" or
+    "worse" (significant after Holm), "no degradation" (not worse by the margin), "not shown" (too
+    few items for any of these), "" for metrics without a good direction.
     """
 
     task: str
@@ -118,6 +119,8 @@ def judged(rows: Sequence[MetricComparison]) -> list[MetricComparison]:
 
 
 def _verdict(row: MetricComparison, p_holm: float) -> str:
+    if row.mark_a and row.mark_b:
+        return AT_CHANCE
     if row.equivalence.p < ALPHA:
         return EQUIVALENT
     if p_holm < ALPHA:

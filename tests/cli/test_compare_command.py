@@ -53,6 +53,21 @@ def test_terminal_shows_every_cell_the_legend_and_the_remarks(run, folders):
     assert "n too small for this claim" in out
 
 
+def test_no_number_is_cut_off_however_narrow_the_terminal(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    a, b = flipped(500, 20, 12, right=0.5)
+    interval = {"piqa": {"acc": {"chance": 0.5}}}
+    a, b = (
+        write_run(tmp_path / n, {"piqa": answers(r)}, intervals=interval)
+        for n, r in (("a", a), ("b", b))
+    )
+    out = run(a, b)[1]
+    assert "…" not in out
+    assert " ".join(table_rows(compare(a, b))[0]).split() in [
+        line.split() for line in out.splitlines()
+    ]
+
+
 def test_json_is_the_whole_record_on_stdout(run, folders):
     code, out, _ = run(*folders, "--json", "--margin", "0.05", "--metrics", "acc")
     assert code == 0

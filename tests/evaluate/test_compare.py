@@ -76,6 +76,9 @@ def test_chance_is_marked_where_the_results_give_it(tmp_path):
             for n, r in (("a", a), ("b", b)))  # fmt: skip
     assert line(compare(a, b), "acc").mark_a == "chance"
     assert " chance |" in markdown(compare(a, b))
+    assert (
+        "piqa, acc: neither model is shown to be above chance with 100" in remarks(compare(a, b))[0]
+    )
 
 
 def test_too_few_items_are_said_plainly_with_what_they_detect(folders):

@@ -25,6 +25,7 @@ def verdict(pair, more_is_better=True, margin=0.01, others=0):
 def test_a_line_holds_scores_flips_test_equivalence_and_power():
     pair = shares(400, 12, 4)
     row = judged([compare_metric("t", pair, True, 0.05, chance=0.6)])[0]
+    assert row.verdict == "chance"
     assert (row.a.low, row.a.high) == wilson(240, 400)
     assert row.difference.value == pytest.approx(-8 / 400)
     assert (row.flips.lost, row.flips.gained) == (12, 4)
@@ -78,6 +79,16 @@ def test_lines_without_a_good_direction_get_no_verdict_and_cost_no_correction():
     first, neutral, last = judged(lines)
     assert (neutral.verdict, neutral.p_holm, neutral.equivalence) == ("", None, None)
     assert [first.p_holm, last.p_holm] == holm([mcnemar(18, 6)] * 2)
+
+
+def test_models_at_chance_have_nothing_to_lose_so_nothing_is_claimed():
+    for flips in ((2000, 0, 0), (2000, 45, 60), (400, 12, 4)):
+        for chance, expected in ((0.6, "chance"), (0.25, verdict(shares(*flips)))):
+            row = judged([compare_metric("t", shares(*flips), True, 0.01, chance)])[0]
+            assert row.verdict == expected
+    fallen = compare_metric("t", shares(2000, 300, 0), True, 0.01, chance=0.45)
+    assert (fallen.mark_a, fallen.mark_b) == ("", "chance")
+    assert judged([fallen])[0].verdict == "worse"
 
 
 def test_chance_marks_say_below_chance_too():
