@@ -8,8 +8,7 @@ import pytest
 from mlx_svd.cli.app import main
 from mlx_svd.evaluate.compare import compare
 from mlx_svd.evaluate.compare_table import json_text, legend, remarks, table_rows
-from tests.evaluate.result_folders import answers, flipped, losses, write_run
-from tests.evaluate.test_generation import run as texts
+from tests.evaluate.result_folders import answers, flipped, losses, texts, write_run
 
 
 @pytest.fixture

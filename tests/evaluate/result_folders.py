@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mlx_svd.evaluate.repetition import loops, repetition
+
 DATE = "2026-01-31T10-20-30.123456"
 
 
@@ -75,3 +77,21 @@ def write_lm_eval_run(folder: Path, right, log_likelihoods, model="model", date=
     }  # fmt: skip
     (place / f"results_{date}.json").write_text(json.dumps(content))
     return folder
+
+
+def text_record(number, tokens, kind="greedy", seed=None, ended=0):
+    """What generation_quality would write about a text with these tokens."""
+    return {
+        "doc_id": number, "id": f"p{number}", "task": "generation", "filter": kind, "seed": seed,
+        "prompt": f"prompt {number}", "text": "", "tokens": tokens,
+        **{f"rep_{n}": repetition(tokens, n) for n in (2, 3, 4)},
+        "loop": int(loops(tokens)), "length": len(tokens), "ended": ended,
+    }  # fmt: skip
+
+
+def texts(looping, n=200, kind="greedy", length=40):
+    """n texts of random tokens of which the first ``looping`` end in a loop."""
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, 5000, (n, length)).tolist()
+    drawn = [t[: length - 12] + [1, 2, 3, 4] * 3 if i < looping else t for i, t in enumerate(drawn)]
+    return [text_record(i, t, kind) for i, t in enumerate(drawn)]

@@ -21,8 +21,14 @@ from mlx_svd.evaluate.compare_table import (
 )
 from mlx_svd.evaluate.paired import holm, mcnemar
 from mlx_svd.evaluate.perplexity import WindowLosses, ratio
-from tests.evaluate.result_folders import answers, flipped, losses, write_lm_eval_run, write_run
-from tests.evaluate.test_generation import run as texts
+from tests.evaluate.result_folders import (
+    answers,
+    flipped,
+    losses,
+    texts,
+    write_lm_eval_run,
+    write_run,
+)
 
 CHANCE = {"piqa": {"acc": {"low": 0.4, "high": 0.6, "n": 1, "chance": 0.5, "at_chance": True}}}
 

@@ -1,4 +1,4 @@
-"""Records of generated texts, their numbers, and the gate on loops."""
+"""Records of generated texts: what is generated, counted, continued and refused."""
 
 import json
 from dataclasses import replace
@@ -16,9 +16,6 @@ from mlx_svd.evaluate.generation import (
     generation_records,
     generation_texts,
 )
-from mlx_svd.evaluate.generation_gate import generation_gate
-from mlx_svd.evaluate.generation_summary import generation_differences, generation_summary
-from mlx_svd.evaluate.perplexity import perplexity
 from mlx_svd.evaluate.prompts import Prompt, read_prompts
 from mlx_svd.evaluate.repetition import distinct, loops, repetition
 from mlx_svd.evaluate.statistics import estimate
@@ -34,24 +31,6 @@ def demo():
 @pytest.fixture(scope="module")
 def quality(demo):
     return generation_quality(*demo, read_prompts(limit=12), SETTINGS)
-
-
-def record(number, tokens, kind="greedy", seed=None, ended=0):
-    """What generation_quality would write about a text with these tokens."""
-    return {
-        "doc_id": number, "id": f"p{number}", "task": "generation", "filter": kind, "seed": seed,
-        "prompt": f"prompt {number}", "text": "", "tokens": tokens,
-        **{f"rep_{n}": repetition(tokens, n) for n in (2, 3, 4)},
-        "loop": int(loops(tokens)), "length": len(tokens), "ended": ended,
-    }  # fmt: skip
-
-
-def run(looping, n=200, kind="greedy", length=40):
-    """n texts of random tokens of which the first ``looping`` end in a loop."""
-    rng = np.random.default_rng(0)
-    texts = rng.integers(0, 5000, (n, length)).tolist()
-    texts = [t[: length - 12] + [1, 2, 3, 4] * 3 if i < looping else t for i, t in enumerate(texts)]
-    return [record(i, t, kind) for i, t in enumerate(texts)]
 
 
 def test_every_prompt_has_a_greedy_record_and_one_for_each_seed(demo, quality):
@@ -108,82 +87,6 @@ def test_summary_is_of_means_over_texts_with_prompts_as_items(quality):
     assert found.low < found.value < found.high
 
 
-def test_texts_too_short_for_a_metric_are_left_out_of_it_not_counted_as_good():
-    records = [record(0, [1, 1, 1, 1]), record(1, []), record(2, [5])]
-    summary = generation_summary(records)
-    assert (summary["rep_2,greedy"].value, summary["rep_2,greedy"].n) == (pytest.approx(2 / 3), 1)
-    assert summary["length,greedy"].value == pytest.approx(5 / 3)
-    assert "rep_2,greedy" not in generation_summary(records[1:])
-    assert "distinct_2,greedy" not in generation_summary(records[1:])
-
-
-def test_differences_are_paired_by_prompt():
-    base, model = run(20), run(50)
-    found = generation_differences(base, model[::-1])
-    assert found["loop,greedy"].value == pytest.approx(0.15)
-    assert found["loop,greedy"].test == "McNemar"
-    assert found["rep_3,greedy"].value == pytest.approx(
-        np.mean([m["rep_3"] - b["rep_3"] for b, m in zip(base, model, strict=True)])
-    )
-    values = [distinct([r["tokens"] for r in rows], 2).value for rows in (base, model)]
-    assert found["distinct_2,greedy"].value == pytest.approx(values[1] - values[0])
-    assert found["distinct_2,greedy"].high < 0
-    assert found["distinct_2,greedy"].method == "jackknife"
-
-
-def test_gate_passes_equal_texts_and_fails_texts_that_loop():
-    assert generation_gate(run(20), run(20)).verdict == "pass"
-    gate = generation_gate(run(20), run(60))
-    assert gate.verdict == "fail"
-    assert gate.lines[0].startswith("fail: loop, greedy: 0.100 -> 0.300, difference +0.200 [")
-
-
-def test_gate_fails_for_one_way_of_generating_alone():
-    base = run(150) + run(2, kind="sampled")
-    model = run(150) + run(40, kind="sampled")
-    gate = generation_gate(base, model)
-    assert {c.name: c.verdict for c in gate.checks} == {
-        "loop,greedy": "pass", "loop,sampled": "fail",
-    }  # fmt: skip
-    assert gate.verdict == "fail"
-
-
-def test_gate_on_few_prompts_is_undecided_and_says_how_few():
-    gate = generation_gate(run(2, n=20), run(3, n=20))
-    assert gate.verdict == "undecided"
-    assert "20 prompts are too few" in gate.lines[0]
-
-
-def test_gate_margin_and_metrics_can_be_chosen():
-    assert generation_gate(run(20), run(60), margin=0.3).verdict == "pass"
-    checks = generation_gate(run(20), run(60), metrics=("loop", "rep_2")).checks
-    assert [c.name for c in checks] == ["rep_2,greedy", "loop,greedy"]
-
-
-class LoopsWhenItReadsItself:
-    """The demo model; but one token at a time, as in generation, it is far too sure of itself."""
-
-    def __init__(self, model):
-        self.model, self.layers = model, model.layers
-
-    def __call__(self, tokens, cache=None):
-        logits = self.model(tokens, cache=cache)
-        return logits * 20 if tokens.shape[1] == 1 else logits
-
-
-def test_gate_fails_a_model_whose_perplexity_is_fine_but_whose_text_loops(demo):
-    model, tokenizer = demo
-    damaged, prompts = LoopsWhenItReadsItself(model), read_prompts(limit=32)
-    settings = GenerationSettings(modes=["sampled"], max_tokens=64)
-    text = tokenizer.encode(" ".join(p.text for p in read_prompts()))
-    before, after = (perplexity(m, text, window=128).perplexity for m in (model, damaged))
-    assert after == pytest.approx(before, rel=1e-5)
-    base, broken = (
-        generation_quality(m, tokenizer, prompts, settings).records for m in (model, damaged)
-    )
-    assert generation_gate(base, broken).verdict == "fail"
-
-
 def test_errors_name_the_prompt_by_its_id(demo):
     with pytest.raises(MlxSvdError, match="'long': 1100 tokens and 24 to generate do not fit"):
         generation_quality(*demo, [Prompt("long", " the" * 1100)], SETTINGS)
@@ -224,23 +127,3 @@ def test_batches_of_texts_can_be_generated_one_by_one_in_any_order(demo, quality
     assert all(len({(t.mode, t.seed) for t in batch}) == 1 for batch in batches)
     found = [r for batch in reversed(batches) for r in generation_records(*demo, batch, settings)]
     assert sorted(found, key=lambda r: r["doc_id"]) == quality.records
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"margin": -0.1}, "gate margin"),
-        ({"metrics": ["length"]}, "gate metrics"),
-        ({"records": run(2, n=19)}, "1 only in A"),
-    ],
-)
-def test_what_cannot_be_gated_is_refused(change, words):
-    call = {"records": run(2, n=20), **change}
-    with pytest.raises(MlxSvdError, match=words):
-        generation_gate(run(2, n=20), **call)
-
-
-def test_texts_too_short_for_every_gate_metric_are_refused():
-    short = [record(i, [1]) for i in range(5)]
-    with pytest.raises(MlxSvdError, match="no text is long enough for rep_2"):
-        generation_gate(short, short, metrics=["rep_2"])
