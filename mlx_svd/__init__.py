@@ -1,7 +1,8 @@
 """mlx-svd: low-rank compression of language models for Apple silicon.
 
 ``mlx_svd.load(path)`` gives mlx-lm's (model, tokenizer). ``open_source``, ``make_plan`` and
-``mlx_svd.compress.compress`` are the steps of the main job, ``inspect`` describes its result.
+``mlx_svd.compress.compress`` are the steps of the main job, ``inspect`` describes its result,
+``compare`` compares the measured results of two models.
 """
 
 import importlib
@@ -19,18 +20,28 @@ if TYPE_CHECKING:
     from mlx_svd.checkpoint.inspect import inspect
     from mlx_svd.checkpoint.loader import load
     from mlx_svd.errors import MlxSvdError
+    from mlx_svd.evaluate.compare import compare
     from mlx_svd.plan.make import make_plan
     from mlx_svd.source.source import open_source
 
 _EXPORTS = {
     "MlxSvdError": "mlx_svd.errors",
+    "compare": "mlx_svd.evaluate.compare",
     "export_adapter": "mlx_svd.checkpoint.adapter",
     "inspect": "mlx_svd.checkpoint.inspect",
     "load": "mlx_svd.checkpoint.loader",
     "make_plan": "mlx_svd.plan.make",
     "open_source": "mlx_svd.source.source",
 }
-__all__ = ["MlxSvdError", "export_adapter", "inspect", "load", "make_plan", "open_source"]
+__all__ = [
+    "MlxSvdError",
+    "compare",
+    "export_adapter",
+    "inspect",
+    "load",
+    "make_plan",
+    "open_source",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """The ``mlx-svd`` command: its subcommands, its errors and its exit codes.
 
-Exit codes: 0 done, 1 something unexpected failed, 2 bad input (one line on stderr), 130 Ctrl-C
-(a compression or healing continues when repeated).
+Exit codes: 0 done, 1 something unexpected failed, 2 bad input (one line on stderr), 3 a gate that
+was asked for failed, 130 Ctrl-C (a compression or healing continues when repeated).
 """
 
 import sys
@@ -12,6 +12,7 @@ import typer
 
 from mlx_svd import __version__
 from mlx_svd.cli.calibrate import calibrate
+from mlx_svd.cli.compare import compare
 from mlx_svd.cli.compress import compress
 from mlx_svd.cli.demo import demo
 from mlx_svd.cli.export_adapter import export_adapter
@@ -38,6 +39,7 @@ for command in (
     inspect,
     heal,
     sweep,
+    compare,
     export_adapter,
     generate,
     demo,

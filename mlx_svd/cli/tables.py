@@ -7,6 +7,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from mlx_svd.checkpoint.inspect import Inspection
+    from mlx_svd.evaluate.compare import Comparison
     from mlx_svd.plan.plan import Plan
 
 
@@ -102,6 +103,23 @@ def print_inspection(inspection: "Inspection") -> None:
         )
     if again:
         out.print("* saved again by another program since: the error is that of the compression")
+
+
+def print_comparison(comparison: "Comparison") -> None:
+    """One row for each metric, then what the numbers mean and what they cannot show."""
+    from mlx_svd.evaluate.compare_table import HEAD, legend, remarks, table_rows
+
+    table = _table(list(HEAD), numbers=set(range(2, len(HEAD))) - {10})
+    rows = table_rows(comparison)
+    for cells in rows:
+        table.add_row(*cells)
+    out = console()
+    # Numbers cut off to fit into a narrow window are worse than lines that wrap.
+    widths = [max(map(len, column)) + 2 for column in zip(HEAD, *rows, strict=True)]
+    out.width = max(out.width, sum(widths))
+    out.print(table)
+    for line in (legend(comparison), *remarks(comparison)):
+        out.print(line, markup=False, soft_wrap=True)
 
 
 def _table(columns: list[str], numbers: set[int]) -> Table:
