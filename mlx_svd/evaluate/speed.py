@@ -30,11 +30,24 @@ def measure_speed(
     max_tokens: int = 64,
     runs: int = 3,
 ) -> Speed:
-    """Speed of ``mlx_lm.stream_generate`` after a prompt of token ids, greedily.
+    """Speed of one model; see :func:`measure_speeds`."""
+    return measure_speeds([model], tokenizer, prompt, max_tokens=max_tokens, runs=runs)[0]
 
-    One more run goes before the measured ones and is discarded: it compiles kernels and reads
-    weights. End tokens do not end a run, so all models generate equally many tokens. Raises
-    MlxSvdError for an empty prompt or no runs.
+
+def measure_speeds(
+    models: Sequence[nn.Module],
+    tokenizer: Any,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int = 64,
+    runs: int = 3,
+) -> list[Speed]:
+    """Speed of ``mlx_lm.stream_generate`` after a prompt of token ids, greedily, for each model.
+
+    The models take turns, so that whatever else the machine does meets all of them. One more run
+    goes before the measured ones and is discarded: it compiles kernels and reads weights. End
+    tokens do not end a run, so all models generate equally many tokens. Raises MlxSvdError for an
+    empty prompt or no runs.
     """
     from mlx_lm.generate import stream_generate
 
@@ -47,19 +60,25 @@ def measure_speed(
     # An empty set, as in `mlx_lm benchmark`: generation goes on to max_tokens.
     tokenizer.eos_token_ids = set()
     try:
-        steps = [
-            _last(stream_generate(model, tokenizer, list(prompt), max_tokens=max_tokens))
+        rounds = [
+            [
+                _last(stream_generate(m, tokenizer, list(prompt), max_tokens=max_tokens))
+                for m in models
+            ]
             for _ in range(runs + 1)
         ][1:]
     finally:
         tokenizer.eos_token_ids = end_tokens
-    return Speed(
-        median(step.prompt_tps for step in steps),
-        median(step.generation_tps for step in steps),
-        steps[0].prompt_tokens,
-        steps[0].generation_tokens,
-        runs,
-    )
+    return [
+        Speed(
+            median(step.prompt_tps for step in steps),
+            median(step.generation_tps for step in steps),
+            steps[0].prompt_tokens,
+            steps[0].generation_tokens,
+            runs,
+        )
+        for steps in zip(*rounds, strict=True)
+    ]
 
 
 def _last(responses: Any) -> Any:

@@ -13,7 +13,7 @@ from mlx_svd.evaluate.divergence import BaseDistribution, base_distribution, kl_
 from mlx_svd.evaluate.facts import Fact, FactRecall, facts_recalled, read_facts
 from mlx_svd.evaluate.forward import written_out
 from mlx_svd.evaluate.perplexity import WindowLosses, perplexity_of, ratio, window_losses
-from mlx_svd.evaluate.speed import measure_speed
+from mlx_svd.evaluate.speed import measure_speeds
 
 # A prompt of this many tokens, and as many generated ones, when speed is measured.
 _PROMPT, _GENERATED = 128, 64
@@ -52,6 +52,8 @@ class Measurement:
         self.base: BaseDistribution = base_distribution(model, self._compared())
         self.recall = self._facts(model, tokenizer)
         self.dense = self._row(self.losses, None, self.recall)
+        # Kept to take turns with every row, so that speeds compare on a busy machine.
+        self.original = model if material.speed else None
         if material.speed:
             self.dense |= self._speed(model, tokenizer)
 
@@ -59,7 +61,8 @@ class Measurement:
         return next(iter(self.material.texts.values())).tokens[:_DIVERGENCE_WINDOWS]
 
     def measure(self, checkpoint: Path) -> dict[str, Any]:
-        """Perplexities with intervals and paired ratios, KL, agreement, facts, tokens/s."""
+        """Perplexities with intervals and paired ratios, KL, agreement, facts, tokens/s and their
+        ratio to the dense model's, taken in turns."""
         # Float32 throughout: half precision is slow on CPUs, and its rounding is no part of a row.
         model, tokenizer = load(checkpoint, dtype="float32")
         speed = self._speed(model, tokenizer) if self.material.speed else {}
@@ -78,8 +81,15 @@ class Measurement:
 
     def _speed(self, model, tokenizer) -> dict[str, float]:
         prompt = next(iter(self.material.texts.values())).tokens[0][:_PROMPT].tolist()
-        speed = measure_speed(model, tokenizer, prompt, max_tokens=_GENERATED)
-        return {"prefill_tps": speed.prefill_tps, "decode_tps": speed.decode_tps}
+        dense, speed = measure_speeds(
+            [self.original, model], tokenizer, prompt, max_tokens=_GENERATED
+        )
+        return {
+            "prefill_tps": speed.prefill_tps,
+            "decode_tps": speed.decode_tps,
+            "prefill_speed": speed.prefill_tps / dense.prefill_tps,
+            "decode_speed": speed.decode_tps / dense.decode_tps,
+        }
 
     def _row(self, losses: dict[str, WindowLosses], divergence, recall) -> dict[str, Any]:
         row: dict[str, Any] = {"texts": {}}

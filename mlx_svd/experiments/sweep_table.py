@@ -16,7 +16,7 @@ _HEAD = (
     "ratio, other text",
     "KL",
     "facts kept",
-    "tokens/s",
+    "tokens/s (of dense)",
     "seconds",
     "CPU s",
     "forms",
@@ -94,7 +94,9 @@ def _cells(record: dict[str, Any]) -> list[str]:
         f"{others[0]['ratio'][0]:.4f}" if others else "",
         f"{record['kl'][0]:.4f}" if "kl" in record else "",
         f"{kept[0]:.3f}" if kept else "",
-        f"{record['decode_tps']:.0f}" if "decode_tps" in record else "",
+        f"{record['decode_tps']:.0f} ({record['decode_speed']:.2f})"
+        if "decode_tps" in record
+        else "",
         f"{record['seconds']:.1f}" if "seconds" in record else "",
         f"{record['cpu_seconds']:.1f}" if "cpu_seconds" in record else "",
         forms,

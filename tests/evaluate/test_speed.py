@@ -8,7 +8,7 @@ import pytest
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.speed import measure_speed
+from mlx_svd.evaluate.speed import measure_speed, measure_speeds
 
 
 def test_the_first_run_is_discarded_and_medians_are_taken(monkeypatch):
@@ -32,6 +32,23 @@ def test_the_first_run_is_discarded_and_medians_are_taken(monkeypatch):
     assert (speed.prefill_tps, speed.decode_tps) == (20, 50)
     assert (speed.prompt_tokens, speed.generated_tokens, speed.runs) == (3, 5, 3)
     assert tokenizer.eos_token_ids == {7}
+
+
+def test_models_take_turns(monkeypatch):
+    order = []
+
+    def stream(model, tokenizer, prompt, max_tokens):
+        order.append(model)
+        tps = {"a": 10, "b": 20}[model]
+        yield SimpleNamespace(
+            prompt_tps=tps, generation_tps=2 * tps, prompt_tokens=1, generation_tokens=max_tokens
+        )
+
+    monkeypatch.setattr(importlib.import_module("mlx_lm.generate"), "stream_generate", stream)
+    tokenizer = SimpleNamespace(eos_token_ids=set())
+    a, b = measure_speeds(["a", "b"], tokenizer, [1], max_tokens=5, runs=2)
+    assert order == ["a", "b"] * 3
+    assert (a.decode_tps, b.decode_tps) == (20, 40)
 
 
 def test_end_tokens_do_not_end_a_run():

@@ -31,6 +31,7 @@ CONFIG = {
         },
         {"name": "k", "projections": "k", "keep_bytes": [0.001], "methods": ["budget"]},
     ],
+    "speed": True,
     "rivals": ["q4"],
     "matched": ["q4"],
 }
@@ -65,6 +66,7 @@ def test_rows_keep_at_most_their_share_of_the_bytes_and_the_dense_model_is_first
         assert 0.65 < record["touched_bytes"] / record["touched_before"] <= 0.7
         assert record["texts"]["heldout"]["perplexity"][0] > 1
         assert record["kl"][0] > 0
+        assert record["decode_speed"] > 0
 
 
 def test_a_sequential_row_has_the_bytes_of_its_plan_and_other_weights(done):
