@@ -64,7 +64,8 @@ class Score:
             None if self.importance is None else self.importance[chosen],
             self.window,
             self.second,
-        )  # the target is taken before
+            None if self.target is None else self.target[chosen],
+        )
 
     def decompose(self, weight: np.ndarray, rank: int | None = None) -> Decomposition:
         """Nested factors of W (m, n) and the cost of every component; rank: the one that will be

@@ -35,8 +35,9 @@ INPUT_MOMENTS = ("second", "mean", "mean_abs")
 GRADIENT_MOMENTS = ("output_second", "gradient", "abs_gradient", "row_fisher")
 # Of a sequential calibration.
 DRIFT = "drift"
-# Share of the mean diagonal that is added to E[x x^T] before it is inverted for the target.
-TARGET_DAMPING = float(os.environ.get("DAMP", "0.01"))
+# Share of the mean diagonal that is added to E[x x^T] before it is inverted for the target. Of
+# 0.001, 0.01, 0.1 and 1 the best on the demo model at 0.8, 0.5 and 0.157 of the bytes.
+TARGET_DAMPING = 0.1
 # The mean loss on the text, kept with every layer whose gradients were measured.
 LOSS = "loss"
 # The projections that see the same input.
