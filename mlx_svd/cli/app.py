@@ -14,6 +14,7 @@ from mlx_svd import __version__
 from mlx_svd.cli.calibrate import calibrate
 from mlx_svd.cli.compress import compress
 from mlx_svd.cli.demo import demo
+from mlx_svd.cli.evaluate import evaluate
 from mlx_svd.cli.export_adapter import export_adapter
 from mlx_svd.cli.generate import generate
 from mlx_svd.cli.heal import heal
@@ -37,6 +38,7 @@ for command in (
     plan,
     inspect,
     heal,
+    evaluate,
     sweep,
     export_adapter,
     generate,

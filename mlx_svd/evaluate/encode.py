@@ -44,8 +44,8 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[i
     continuation = context[len(stripped) :] + continuation
     if not stripped:
         return _without_context(tokenizer, continuation)
-    alone = list(tokenizer.encode(stripped))
-    following = list(tokenizer.encode(stripped + continuation))[len(alone) :]
+    alone = tokens_of(tokenizer, stripped)
+    following = tokens_of(tokenizer, stripped + continuation)[len(alone) :]
     if not alone or not following:
         raise MlxSvdError(
             f"{_end(stripped)!r} + {continuation!r}: the continuation has no tokens of its own; "
@@ -54,8 +54,13 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[i
     return alone, following
 
 
+def tokens_of(tokenizer: Any, text: str, **options: bool) -> list[int]:
+    """Token ids, without transformers' warning that a text is longer than the model's context."""
+    return list(tokenizer.encode(text, verbose=False, **options))
+
+
 def _without_context(tokenizer: Any, continuation: str) -> tuple[list[int], list[int]]:
-    following = list(tokenizer.encode(continuation, add_special_tokens=False))
+    following = tokens_of(tokenizer, continuation, add_special_tokens=False)
     first = prefix_token(tokenizer)
     if following and following[0] == first:
         following = following[1:]

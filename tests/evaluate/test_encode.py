@@ -14,7 +14,7 @@ class Merging:
 
     bos_token_id, eos_token_id = None, 0
 
-    def encode(self, text, add_special_tokens=True):
+    def encode(self, text, add_special_tokens=True, verbose=True):
         return [ord(c) for c in text.replace("ab", "X")]
 
 

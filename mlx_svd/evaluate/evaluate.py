@@ -1,0 +1,139 @@
+"""Evaluate a model on tasks: rows -> batches -> records on disk -> scores with intervals."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlx_svd import __version__
+from mlx_svd.checkpoint.loader import load
+from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.choice_job import Subject
+from mlx_svd.evaluate.encode import context_length
+from mlx_svd.evaluate.forward import written_out
+from mlx_svd.evaluate.job import Job, Record
+from mlx_svd.evaluate.model_digest import model_digest
+from mlx_svd.evaluate.prepare import check_tasks, prepare
+from mlx_svd.evaluate.results import results_of, write_results
+from mlx_svd.evaluate.results_table import write_tables
+from mlx_svd.evaluate.sample_file import SampleFile
+from mlx_svd.evaluate.scorer import Scorer
+from mlx_svd.evaluate.settings import EvaluateSettings
+from mlx_svd.evaluate.shares import Processes
+from mlx_svd.source.resolve import CHECKPOINT_PATTERNS, resolve_model
+from mlx_svd.source.source import read_config
+
+Advance = Callable[[str, int, int], None]
+
+
+def evaluate(
+    model: str,
+    tasks: Sequence[str],
+    output: Path,
+    settings: EvaluateSettings | None = None,
+    *,
+    revision: str | None = None,
+    advance: Advance = lambda task, done, total: None,
+) -> dict[str, Any]:
+    """Score ``tasks`` (names, or files of rows) on ``model``; returns what results.json holds.
+
+    Writes into ``output`` samples_TASK.jsonl as items are done, then results.json, results.md and
+    results.csv. A run that was killed goes on after its last complete batch; files that were begun
+    under other conditions are refused. ``advance`` is told how many items of a task are done.
+    Processes of mlx.launch share the work; the first one writes. Raises MlxSvdError for bad input.
+    """
+    settings = settings or EvaluateSettings()
+    check_tasks(tasks)
+    began, processes = time.time(), Processes()
+    folder = resolve_model(model, revision, CHECKPOINT_PATTERNS)
+    digest = processes.same(model_digest(folder.path) if processes.first else None)
+    subject = _subject(folder.path, settings)
+    scored = []
+    for name in tasks:
+        start = time.perf_counter()
+        job = prepare(name, subject, settings)
+        records = _records(job, output, processes, _conditions(job, digest, settings), advance)
+        scored.append((job, job.summarize(records), time.perf_counter() - start))
+    results = results_of(
+        scored,
+        model=folder.name,
+        digest=digest,
+        settings=settings,
+        max_length=subject.max_length,
+        began=began,
+        processes=processes.size,
+    )
+    if processes.first:
+        write_results(output, results)
+        write_tables(output, results)
+    return results
+
+
+def _subject(folder: Path, settings: EvaluateSettings) -> Subject:
+    model, tokenizer = load(folder, dtype=settings.dtype)
+    length = context_length(read_config(folder), tokenizer)
+    if settings.max_length is not None:
+        if settings.max_length > length:
+            raise MlxSvdError(
+                f"--max-length {settings.max_length}: the model has a context of {length} tokens"
+            )
+        length = settings.max_length
+    return Subject(Scorer(written_out(model)), tokenizer, length)
+
+
+def _conditions(job: Job, digest: str, settings: EvaluateSettings) -> dict[str, Any]:
+    """What the records of a task depend on."""
+    return {
+        "task": job.task,
+        "model": digest,
+        "data": job.digest,
+        "mlx_svd": __version__,
+        **settings.conditions(),
+        **job.config,
+    }
+
+
+def _records(
+    job: Job,
+    output: Path,
+    processes: Processes,
+    conditions: dict[str, Any],
+    advance: Advance,
+) -> list[Record]:
+    """All records of a job in the order of its documents, from disk where they are already."""
+    samples, done, failed = None, [], None
+    if processes.first:
+        try:
+            samples = SampleFile(output, job.task, conditions)
+            done = sorted(samples.records)
+        except MlxSvdError as error:
+            if processes.size == 1:
+                raise
+            failed = str(error)
+    failed, done = processes.same([failed, done])
+    if failed:
+        raise MlxSvdError(failed)
+    known = set(done)
+    left = [
+        number
+        for number, batch in enumerate(job.batches)
+        if not known.issuperset(job.doc_ids[i] for i in batch)
+    ]
+    count = len(known)
+    advance(job.task, count, len(job.ids))
+    found: dict[int, Record] = {}
+    for number, records in processes.run(left, job.run):
+        new = [
+            {"doc_id": job.doc_ids[i], "id": job.ids[i], "task": job.task, **record}
+            for i, record in zip(job.batches[number], records, strict=True)
+            if job.doc_ids[i] not in known
+        ]
+        found |= {record["doc_id"]: record for record in new}
+        if samples:
+            samples.add(new)
+        count += len(new)
+        advance(job.task, count, len(job.ids))
+    if processes.size == 1:
+        return samples.finish()
+    # The other processes do not read files, which may be on another machine's disk.
+    return processes.same(samples.finish() if samples else None)
