@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mlx_svd.evaluate.base import Base
 from mlx_svd.evaluate.batches import make_batches
 from mlx_svd.evaluate.choice_task import ChoiceTask
 from mlx_svd.evaluate.encode import EncodedItem, Item, encode_items
@@ -26,28 +27,44 @@ class Subject:
 
 
 def choice_job(
-    task: ChoiceTask, material: Material, subject: Subject, settings: EvaluateSettings
+    task: ChoiceTask,
+    material: Material,
+    subject: Subject,
+    settings: EvaluateSettings,
+    base: Base | None = None,
 ) -> Job:
-    """A job of one record per question: log_likelihoods of its choices, target, metrics."""
+    """A job of one record per question: log_likelihoods of its choices, target, metrics; with a
+    base model also flip: right in one of the two and wrong in the other."""
     shots = task.fixed_shots if task.fixed_shots is not None else settings.num_fewshot
     examples = task.shots(material.rows, material.pool, shots, settings.seed, own=material.own)
-    items = [task.item(row, drawn) for row, drawn in zip(material.rows, examples, strict=True)]
+    pairs = zip(material.rows, examples, strict=True)
+    items = [task.item(row, drawn) for row, drawn in pairs]
+    flips = base is not None and task.graded_by_one_answer
+    known = base.records(task.name, material.digest, material.doc_ids) if flips else {}
+    number_of = {row.where: i for row, i in zip(material.rows, material.doc_ids, strict=True)}
+    names = [*task.metric_names, "flip"] if flips else list(task.metric_names)
 
     def record(row: Row, item: EncodedItem, scores: Scores) -> Record:
+        metrics = task.metrics(row, scores.log_likelihoods)
+        if flips:
+            metrics["flip"] = float(metrics["acc"] != known[number_of[row.where]]["acc"])
         return {
             "target": row.label,
             "log_likelihoods": scores.log_likelihoods.tolist(),
             **_truncation(item),
-            "metrics": list(task.metric_names),
-            **task.metrics(row, scores.log_likelihoods),
+            "metrics": names,
+            **metrics,
         }
 
     def summarize(records: Sequence[Record]) -> dict[str, Score]:
         chance = float(np.mean([task.chance(row) for row in material.rows]))
-        return {
+        scores = {
             name: mean_score([r[name] for r in records], chance=chance)
             for name in task.metric_names
         }
+        if flips:
+            scores["flip"] = mean_score([r["flip"] for r in records], better=False)
+        return scores
 
     job = _job(task.name, items, material, subject, settings, record, summarize)
     job.version, job.shots = task.version, shots

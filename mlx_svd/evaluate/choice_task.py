@@ -56,6 +56,11 @@ class ChoiceTask:
     by_subject: bool = False
     split: Callable[[Row], tuple[list[str], str]] | None = None
 
+    @property
+    def graded_by_one_answer(self) -> bool:
+        """acc is 0 or 1: an answer can flip."""
+        return self.metrics in (accuracy, accuracy_and_norm)
+
     def shots(
         self, rows: Sequence[Row], pool: Sequence[Row], count: int, seed: int, *, own: bool
     ) -> list[list[Row]]:

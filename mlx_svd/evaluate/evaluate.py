@@ -1,29 +1,40 @@
 """Evaluate a model on tasks: rows -> batches -> records on disk -> scores with intervals."""
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlx_svd import __version__
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.base import find_base
 from mlx_svd.evaluate.choice_job import Subject
 from mlx_svd.evaluate.encode import context_length
 from mlx_svd.evaluate.forward import written_out
-from mlx_svd.evaluate.job import Job, Record
+from mlx_svd.evaluate.job import Job, Record, Score
 from mlx_svd.evaluate.model_digest import model_digest
-from mlx_svd.evaluate.prepare import check_tasks, prepare
+from mlx_svd.evaluate.prepare import (
+    Bench,
+    check_tasks,
+    expanded,
+    needs_base_results,
+    prepare,
+)
 from mlx_svd.evaluate.results import results_of, write_results
 from mlx_svd.evaluate.results_table import write_tables
 from mlx_svd.evaluate.sample_file import SampleFile
 from mlx_svd.evaluate.scorer import Scorer
 from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.shares import Processes
+from mlx_svd.evaluate.tasks import composite
 from mlx_svd.source.resolve import CHECKPOINT_PATTERNS, resolve_model
 from mlx_svd.source.source import read_config
 
 Advance = Callable[[str, int, int], None]
+Scored = tuple[Job, dict[str, Score], float]
 
 
 def evaluate(
@@ -46,20 +57,30 @@ def evaluate(
     check_tasks(tasks)
     began, processes = time.time(), Processes()
     folder = resolve_model(model, revision, CHECKPOINT_PATTERNS)
-    digest = processes.same(model_digest(folder.path) if processes.first else None)
-    subject = _subject(folder.path, settings)
+    digest = _digest(folder.path, processes)
+    names = expanded(tasks)
+    run_base = partial(evaluate, advance=advance)
+    base = find_base(settings, needs_base_results(names), output, run_base)
+    bench = Bench(_subject(folder.path, settings), settings, base)
+    if base and base.model:
+        base_folder = resolve_model(base.model, None, CHECKPOINT_PATTERNS).path
+        bench.base_digest = _digest(base_folder, processes)
+        bench.base_scorer = lambda: _subject(base_folder, settings).scorer
     scored = []
-    for name in tasks:
+    for name in names:
         start = time.perf_counter()
-        job = prepare(name, subject, settings)
-        records = _records(job, output, processes, _conditions(job, digest, settings), advance)
+        job = prepare(name, bench)
+        conditions = _conditions(job, digest, settings)
+        records = _records(job, output, processes, conditions, advance)
         scored.append((job, job.summarize(records), time.perf_counter() - start))
+    if composite.NAME in tasks:
+        scored.append(_composite(scored))
     results = results_of(
         scored,
         model=folder.name,
         digest=digest,
         settings=settings,
-        max_length=subject.max_length,
+        max_length=bench.subject.max_length,
         began=began,
         processes=processes.size,
     )
@@ -67,6 +88,24 @@ def evaluate(
         write_results(output, results)
         write_tables(output, results)
     return results
+
+
+def _digest(folder: Path, processes: Processes) -> str:
+    return processes.same(model_digest(folder) if processes.first else None)
+
+
+def _composite(scored: list[Scored]) -> Scored:
+    """The composite of what has been scored, which has no records of its own."""
+    jobs = {job.task: job for job, _, _ in scored}
+    score = composite.composite({job.task: scores for job, scores, _ in scored})
+    parts = [jobs[task] for task, _, _ in composite.PARTS]
+    digest = hashlib.sha256("".join(job.digest for job in parts).encode()).hexdigest()
+    job = Job(
+        composite.NAME, 1.0, 0, [i for job in parts for i in job.ids], [],
+        sum(job.total for job in parts), digest, "its parts", [], lambda number: [],
+        lambda records: {},
+    )  # fmt: skip
+    return job, {composite.NAME: score}, 0.0
 
 
 def _subject(folder: Path, settings: EvaluateSettings) -> Subject:

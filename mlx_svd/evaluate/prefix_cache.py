@@ -13,8 +13,7 @@ class PrefixCache:
 
     keys, values: (R or 1, heads, P, D), or None for no prefix; offset: how many of the P positions
     count, an int for all rows or int32 (R,) where rows are padded on the right. What the model
-    computes is kept in ``keys`` and ``values`` behind the prefix, and ``offset`` stays where the
-    new tokens began.
+    computes is kept in ``keys`` and ``values`` behind the prefix, and ``offset`` counts it too.
     """
 
     def __init__(
@@ -24,12 +23,20 @@ class PrefixCache:
         offset: int | mx.array = 0,
         mask_axes: int = 4,
     ):
-        self.keys, self.values, self.offset = keys, values, offset
+        self.keys, self.values = keys, values
+        self._lengths = offset
         self._prefix = 0 if keys is None else keys.shape[2]
+        self._new = 0
         self._mask_axes = mask_axes
+
+    @property
+    def offset(self) -> int | mx.array:
+        """Position of the next token: an int, or int32 (R,)."""
+        return self._lengths + self._new
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """New keys and values (B, heads, N, D) -> those of prefix and new tokens."""
+        self._new += keys.shape[2]
         if self.keys is None:
             self.keys, self.values = keys, values
         else:
@@ -38,24 +45,25 @@ class PrefixCache:
         return self.keys, self.values
 
     def size(self) -> int:
-        """Positions of the prefix, padding included."""
-        return self._prefix
+        """Positions kept, padding included."""
+        return self._prefix + self._new
 
     def make_mask(
         self, N: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array | str | None:
-        """Which of the P + N positions each of N new tokens may look at."""
-        if isinstance(self.offset, int):
+        """Which of the kept positions and themselves N new tokens may look at."""
+        if isinstance(self._lengths, int):
             return create_attention_mask(N, self.offset, return_array, window_size)
-        new, old = mx.arange(N), mx.arange(self._prefix)
-        lengths = self.offset[:, None, None]
-        prefix = mx.broadcast_to(old < lengths, (len(self.offset), N, self._prefix))
-        causal = new[:, None] >= new
+        old, new = mx.arange(self._prefix), mx.arange(self._new + N)
+        at, lengths = mx.arange(self._new, self._new + N)[:, None], self._lengths[:, None, None]
+        rows = len(self._lengths)
+        prefix = mx.broadcast_to(old < lengths, (rows, N, self._prefix))
+        causal = at >= new
         if window_size is not None:
             # The distance to the prefix is counted from its end, not from that of its padding.
-            prefix = prefix & (lengths + new[:, None] - old < window_size)
-            causal = causal & (new[:, None] - new < window_size)
-        causal = mx.broadcast_to(causal, (len(self.offset), N, N))
+            prefix = prefix & (lengths + at - old < window_size)
+            causal = causal & (at - new < window_size)
+        causal = mx.broadcast_to(causal, (rows, N, self._new + N))
         mask = mx.concatenate([prefix, causal], axis=-1)
         return mx.expand_dims(mask, tuple(range(1, self._mask_axes - 2)))
 

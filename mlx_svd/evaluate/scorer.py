@@ -42,7 +42,7 @@ class Scorer:
 
     def __init__(self, model: nn.Module, *, greedy: bool = False):
         self.split, self.greedy = SplitModel(model), greedy
-        self._axes = mask_axes(self.split)
+        self.mask_axes = mask_axes(self.split)
         self._prefix: tuple[tuple[int, ...], list[PrefixCache]] = ((), [])
 
     def scores(
@@ -61,7 +61,7 @@ class Scorer:
         self._check_ids(chosen)
         prompts, following = passes(chosen, batch.shared)
         before = self._shared(chosen[0].pairs[0][0][: batch.shared])
-        caches = [PrefixCache(c.keys, c.values, batch.shared, self._axes) for c in before]
+        caches = [PrefixCache(c.keys, c.values, batch.shared, self.mask_axes) for c in before]
         if following and not caches:
             caches = self._empty()
         hidden = self.split.hidden(_padded(prompts), caches or None)
@@ -74,7 +74,7 @@ class Scorer:
         return self._summed(chosen, found)
 
     def _empty(self) -> list[PrefixCache]:
-        return [PrefixCache(mask_axes=self._axes) for _ in range(self.split.layers)]
+        return [PrefixCache(mask_axes=self.mask_axes) for _ in range(self.split.layers)]
 
     def _shared(self, tokens: tuple[int, ...]) -> list[PrefixCache]:
         """Keys and values of a prefix; those of the last one are kept for the next batch."""

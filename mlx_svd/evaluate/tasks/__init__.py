@@ -7,9 +7,15 @@ from mlx_svd.evaluate.choice_task import ChoiceTask
 from mlx_svd.evaluate.tasks import (
     arc_challenge,
     arc_easy,
+    composite,
+    conversation,
+    facts,
     hellaswag,
+    kl,
     mmlu,
+    perplexity,
     piqa,
+    reasoning,
     truthfulqa_mc1,
     truthfulqa_mc2,
     winogrande,
@@ -28,7 +34,7 @@ CHOICE_TASKS: dict[str, ChoiceTask] = {
         winogrande,
     )
 }
-OTHER_TASKS: tuple[str, ...] = ()
+OTHER_TASKS = tuple(m.NAME for m in (facts, reasoning, composite, perplexity, conversation, kl))
 TASK_NAMES = (*CHOICE_TASKS, *OTHER_TASKS)
 
 
