@@ -11,6 +11,9 @@ from mlx_svd.evaluate.encode import EncodedItem
 BATCH_TOKENS = 4096
 # Keys that the continuations of one batch may look at, in tokens per padded token.
 _KEYS_PER_TOKEN = 16
+# A pass ends where rows get this much shorter than its longest one, once it has enough tokens to
+# keep the processor busy: padding costs as much as text.
+SHORTER, ENOUGH = 0.8, 256
 # A prefix that several items have in common is computed once from this length on.
 _SHARED = 32
 
@@ -90,12 +93,20 @@ def _cut(
     batches, current, total = [], [], None
     for i in order:
         grown = sizes[i] if total is None else total.with_(sizes[i])
-        if current and not grown.fits(shared, tokens, max_length):
+        if current and (
+            not grown.fits(shared, tokens, max_length)
+            or ends_pass(total.width, total.rows, sizes[i].width)
+        ):
             batches.append(Batch(tuple(current), shared))
             current, grown = [], sizes[i]
         current.append(i)
         total = grown
     return batches + ([Batch(tuple(current), shared)] if current else [])
+
+
+def ends_pass(longest: int, rows: int, length: int) -> bool:
+    """Is a row of ``length`` better put into another pass than the ``rows`` before it?"""
+    return length < SHORTER * longest and longest * rows >= ENOUGH
 
 
 def _size(item: EncodedItem, shared: int) -> _Size:

@@ -3,12 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mlx_svd.evaluate.batches import grouped
+from mlx_svd.evaluate.batches import ends_pass, grouped
 from mlx_svd.evaluate.encode import EncodedItem
-
-# A pass over continuations ends where they get this much shorter than its longest one, once it
-# has enough tokens to keep the processor busy.
-_SHORTER, _ENOUGH = 0.8, 512
 
 
 @dataclass
@@ -59,10 +55,7 @@ def of_similar_length(rows: list[Row]) -> list[list[Row]]:
     """Rows, longest first, in parts with little padding."""
     parts: list[list[Row]] = []
     for row in sorted(rows, key=lambda row: -len(row.tokens)):
-        longest = len(parts[-1][0].tokens) if parts else 0
-        if not parts or (
-            len(row.tokens) < _SHORTER * longest and longest * len(parts[-1]) >= _ENOUGH
-        ):
+        if not parts or ends_pass(len(parts[-1][0].tokens), len(parts[-1]), len(row.tokens)):
             parts.append([])
         parts[-1].append(row)
     return parts
