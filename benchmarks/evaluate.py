@@ -147,7 +147,7 @@ def main() -> None:
         raise SystemExit(f"evaluate: the test material is not in {SHARED} (set MLX_SVD_SHARED)")
     models = [DEMO_MODEL] if options.quick else [DEMO_MODEL, SHARED / "models/llama-44m"]
     names = {DEMO_MODEL: "demo model (qwen2, 6.5M)"}
-    rows = 3 if options.quick else 40
+    rows = 3 if options.quick else 20
     result = {"models": {}}
     for model in models:
         result["models"][names.get(model, model.name)] = measure(model, rows, options.runs)

@@ -42,6 +42,7 @@ def evaluate(
     from mlx_svd.cli.tables import print_scores
     from mlx_svd.evaluate.batches import BATCH_TOKENS
     from mlx_svd.evaluate.evaluate import evaluate as run
+    from mlx_svd.evaluate.prepare import expanded, task_name
     from mlx_svd.evaluate.settings import EvaluateSettings
     from mlx_svd.evaluate.shares import Processes
 
@@ -58,14 +59,17 @@ def evaluate(
         base=base,
     )
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    with progress("evaluating", dict.fromkeys(names, 1.0)) as advance:
+    shown = [task_name(name) for name in expanded(names)]
+    with progress("evaluating", dict.fromkeys(shown, 1.0)) as advance:
         results = run(
             model,
             names,
             output_dir,
             settings,
             revision=revision,
-            advance=lambda task, done, total: advance(f"{task} {done}/{total}"),
+            advance=lambda task, done, total: advance(
+                task if done == total else f"{task} {done}/{total}"
+            ),
         )
     if not Processes().first:
         return

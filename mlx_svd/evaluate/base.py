@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +11,35 @@ from mlx_svd.evaluate.job import Record
 from mlx_svd.evaluate.results import RESULTS_FILE
 from mlx_svd.evaluate.rows import read_jsonl
 from mlx_svd.evaluate.settings import EvaluateSettings
+from mlx_svd.evaluate.shares import Processes
 
 
 @dataclass
 class Base:
     """folder: of its results, made by ``evaluate``; model: name or folder of the model, None if
-    only its results were given."""
+    only its results were given; digest: of the model; processes: of this run, of which only the
+    first has the folder."""
 
     folder: Path
     model: str | None
-    _hashes: dict[str, str] = field(default_factory=dict)
+    digest: str
+    processes: Processes
 
     def records(self, task: str, digest: str, doc_ids: Sequence[int]) -> dict[int, Record]:
         """doc_id -> record of these documents. Raises MlxSvdError if the base was asked other
         ones."""
+        found = self.processes.from_first(lambda: self._read(task, digest, doc_ids))
+        return {record["doc_id"]: record for record in found}
+
+    def _read(self, task: str, digest: str, doc_ids: Sequence[int]) -> list[Record]:
         path = self.folder / f"samples_{task}.jsonl"
-        if not self._hashes:
-            self._hashes = _results(self.folder)["data_hashes"]
-        if task not in self._hashes or not path.is_file():
+        hashes = read_results(self.folder)["data_hashes"]
+        if task not in hashes or not path.is_file():
             raise MlxSvdError(
                 f"{self.folder}: holds no results of {task}; evaluate the base model on it, or "
                 "give --base the model"
             )
-        if self._hashes[task] != digest:
+        if hashes[task] != digest:
             raise MlxSvdError(f"{path}: is about other rows; evaluate the base model on the same")
         records = {record["doc_id"]: record for _, record in read_jsonl(path)}
         missing = sorted(set(doc_ids) - records.keys())
@@ -42,7 +48,7 @@ class Base:
                 f"{path}: lacks document {missing[0]} and {len(missing) - 1} more; evaluate the "
                 "base model with the same --limit"
             )
-        return {i: records[i] for i in doc_ids}
+        return [records[i] for i in doc_ids]
 
 
 def find_base(
@@ -50,24 +56,32 @@ def find_base(
     tasks: Sequence[str],
     output: Path,
     run: Callable[[str, Sequence[str], Path, EvaluateSettings], Any],
+    processes: Processes,
 ) -> Base | None:
     """The base of a run: a folder with results as it is; a model is evaluated by ``run`` on
     ``tasks`` into OUTPUT/base first, which continues like any evaluation."""
     if settings.base is None:
         return None
     given = Path(settings.base)
-    if (given / RESULTS_FILE).is_file():
-        return Base(given, None)
-    folder = output / "base"
+    if processes.from_first(lambda: (given / RESULTS_FILE).is_file()):
+        digest = processes.from_first(lambda: read_results(given)["config"]["model_sha"])
+        return Base(given, None, digest, processes)
+    folder, digest = output / "base", ""
     if tasks:
-        run(settings.base, tasks, folder, replace(settings, base=None))
-    return Base(folder, settings.base)
+        results = run(settings.base, tasks, folder, replace(settings, base=None))
+        digest = results["config"]["model_sha"]
+    return Base(folder, settings.base, digest, processes)
 
 
-def _results(folder: Path) -> dict[str, Any]:
+def read_results(folder: Path) -> dict[str, Any]:
+    """results.json of an evaluation; MlxSvdError if it is none."""
     path = folder / RESULTS_FILE
     try:
         results = json.loads(path.read_bytes())
-        return {"data_hashes": dict(results["data_hashes"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MlxSvdError(f"{path}: cannot be read; evaluate the base model again") from error
+        if results["data_hashes"].keys() != results["results"].keys():
+            raise ValueError("tasks without data hashes")
+        return {"data_hashes": results["data_hashes"], "config": {**results["config"]}}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MlxSvdError(
+            f"{path}: is no result of mlx-svd evaluate; evaluate the base model again"
+        ) from error

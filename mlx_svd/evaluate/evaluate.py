@@ -60,17 +60,17 @@ def evaluate(
     digest = _digest(folder.path, processes)
     names = expanded(tasks)
     run_base = partial(evaluate, advance=advance)
-    base = find_base(settings, needs_base_results(names), output, run_base)
+    base = find_base(settings, needs_base_results(names), output, run_base, processes)
     bench = Bench(_subject(folder.path, settings), settings, base)
     if base and base.model:
         base_folder = resolve_model(base.model, None, CHECKPOINT_PATTERNS).path
-        bench.base_digest = _digest(base_folder, processes)
+        base.digest = _digest(base_folder, processes)
         bench.base_scorer = lambda: _subject(base_folder, settings).scorer
     scored = []
     for name in names:
         start = time.perf_counter()
         job = prepare(name, bench)
-        conditions = _conditions(job, digest, settings)
+        conditions = _conditions(job, digest, settings, base.digest if base else None)
         records = _records(job, output, processes, conditions, advance)
         scored.append((job, job.summarize(records), time.perf_counter() - start))
     if composite.NAME in tasks:
@@ -91,7 +91,7 @@ def evaluate(
 
 
 def _digest(folder: Path, processes: Processes) -> str:
-    return processes.same(model_digest(folder) if processes.first else None)
+    return processes.from_first(lambda: model_digest(folder))
 
 
 def _composite(scored: list[Scored]) -> Scored:
@@ -120,14 +120,17 @@ def _subject(folder: Path, settings: EvaluateSettings) -> Subject:
     return Subject(Scorer(written_out(model)), tokenizer, length)
 
 
-def _conditions(job: Job, digest: str, settings: EvaluateSettings) -> dict[str, Any]:
-    """What the records of a task depend on."""
+def _conditions(
+    job: Job, digest: str, settings: EvaluateSettings, base_digest: str | None
+) -> dict[str, Any]:
+    """What the records of a task depend on. Where the base model is stored is not part of it."""
     return {
         "task": job.task,
         "model": digest,
         "data": job.digest,
         "mlx_svd": __version__,
         **settings.conditions(),
+        "base": base_digest,
         **job.config,
     }
 
@@ -140,19 +143,13 @@ def _records(
     advance: Advance,
 ) -> list[Record]:
     """All records of a job in the order of its documents, from disk where they are already."""
-    samples, done, failed = None, [], None
-    if processes.first:
-        try:
-            samples = SampleFile(output, job.task, conditions)
-            done = sorted(samples.records)
-        except MlxSvdError as error:
-            if processes.size == 1:
-                raise
-            failed = str(error)
-    failed, done = processes.same([failed, done])
-    if failed:
-        raise MlxSvdError(failed)
-    known = set(done)
+    files: list[SampleFile] = []
+
+    def begin() -> list[int]:
+        files.append(SampleFile(output, job.task, conditions))
+        return sorted(files[0].records)
+
+    known = set(processes.from_first(begin))
     left = [
         number
         for number, batch in enumerate(job.batches)
@@ -160,19 +157,14 @@ def _records(
     ]
     count = len(known)
     advance(job.task, count, len(job.ids))
-    found: dict[int, Record] = {}
     for number, records in processes.run(left, job.run):
         new = [
             {"doc_id": job.doc_ids[i], "id": job.ids[i], "task": job.task, **record}
             for i, record in zip(job.batches[number], records, strict=True)
             if job.doc_ids[i] not in known
         ]
-        found |= {record["doc_id"]: record for record in new}
-        if samples:
-            samples.add(new)
+        if files:
+            files[0].add(new)
         count += len(new)
         advance(job.task, count, len(job.ids))
-    if processes.size == 1:
-        return samples.finish()
-    # The other processes do not read files, which may be on another machine's disk.
-    return processes.same(samples.finish() if samples else None)
+    return processes.from_first(lambda: files[0].finish())

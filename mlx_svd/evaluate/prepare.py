@@ -36,7 +36,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
     and for one that is given twice."""
     if not tasks:
         raise MlxSvdError("--tasks: names no task; give one or more, comma-separated")
-    names = [_file_name(Path(task)) if _is_file(task) else task for task in tasks]
+    names = [task_name(task) for task in tasks]
     for name, task in zip(names, tasks, strict=True):
         if not _is_file(task):
             check_name(task)
@@ -49,14 +49,13 @@ class Bench:
     """What jobs are made for: the model under test, and what it is compared with.
 
     base: results of the base model, None without; base_scorer: loads the base model itself, None
-    if only its results are there; base_digest: of the base model.
+    if only its results are there.
     """
 
     subject: Subject
     settings: EvaluateSettings
     base: Base | None = None
     base_scorer: Callable[[], Scorer] | None = None
-    base_digest: str = ""
 
 
 def needs_base_results(tasks: Sequence[str]) -> list[str]:
@@ -93,7 +92,7 @@ def prepare(task: str, bench: Bench) -> Job:
         return perplexity.job(text, origin, bench.subject, settings)
     if bench.base_scorer is None:
         raise MlxSvdError("kl: compares with another model's predictions; give --base MODEL")
-    return kl.job(text, origin, bench.subject, bench.base_scorer, bench.base_digest, settings)
+    return kl.job(text, origin, bench.subject, bench.base_scorer, settings)
 
 
 def _facts(bench: Bench) -> Job:
@@ -131,6 +130,11 @@ def _own(path: Path, bench: Bench) -> Job:
 
 def _is_file(task: str) -> bool:
     return Path(task).suffix in _SUFFIXES or "/" in task
+
+
+def task_name(task: str) -> str:
+    """Under which a task or a file appears in results. Raises MlxSvdError for a missing file."""
+    return _file_name(Path(task)) if _is_file(task) else task
 
 
 def _file_name(path: Path) -> str:

@@ -27,9 +27,23 @@ class Processes:
         """This process writes files and prints."""
         return self.rank == 0
 
-    def same(self, value: Any) -> Any:
-        """The first process's value, in all of them; JSON's types."""
-        return self.gather(value if self.first else None)[0]
+    def from_first(self, function: Callable[[], Any]) -> Any:
+        """What the function returns in the first process, in all of them; JSON's types.
+
+        Files of a run are on that process's machine only. Its MlxSvdError is raised in all.
+        """
+        found = {}
+        if self.first:
+            try:
+                found = {"result": function()}
+            except MlxSvdError as error:
+                if self.size == 1:
+                    raise
+                found = {"error": str(error)}
+        found = self.gather(found)[0]
+        if "error" in found:
+            raise MlxSvdError(found["error"])
+        return found["result"]
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, in their order; JSON's types."""

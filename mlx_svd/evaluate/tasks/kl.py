@@ -34,7 +34,6 @@ def job(
     origin: str,
     subject: Subject,
     base: Callable[[], Scorer],
-    base_digest: str,
     settings: EvaluateSettings,
 ) -> Job:
     """A job of one record per window. ``base`` loads the base model; it is called if something is
@@ -91,7 +90,7 @@ def job(
     return Job(
         NAME, 1.0, 0, [f"window-{i}" for i in doc_ids], doc_ids, total,
         hashlib.sha256(stored.encode()).hexdigest(), origin, batches, run, summarize,
-        config={"base": base_digest, "window": length, "continued": _CONTINUED},
+        config={"window": length, "continued": _CONTINUED},
     )  # fmt: skip
 
 
