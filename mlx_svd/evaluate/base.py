@@ -59,14 +59,14 @@ def find_base(
     processes: Processes,
 ) -> Base | None:
     """The base of a run: a folder with results as it is; a model is evaluated by ``run`` on
-    ``tasks`` into OUTPUT/base first, which continues like any evaluation."""
+    ``tasks`` into OUTPUT/base/MODEL first, which continues like any evaluation."""
     if settings.base is None:
         return None
     given = Path(settings.base)
     if processes.from_first(lambda: (given / RESULTS_FILE).is_file()):
         digest = processes.from_first(lambda: read_results(given)["config"]["model_sha"])
         return Base(given, None, digest, processes)
-    folder, digest = output / "base", ""
+    folder, digest = output / "base" / given.name, ""
     if tasks:
         results = run(settings.base, tasks, folder, replace(settings, base=None))
         digest = results["config"]["model_sha"]

@@ -77,7 +77,7 @@ def test_only_facts_that_the_base_model_knows_count_for_retention(data, tmp_path
         *(r["acc"] for r in records[:2]), None, records[3]["acc"]
     ]  # fmt: skip
     assert results["intervals"]["facts"]["retained"]["n"] == 3
-    base = tmp_path / "out/base"
+    base = tmp_path / "out/base" / DEMO_MODEL.name
     again = run(["facts"], tmp_path / "again", other, data_dir=data, base=str(base))
     assert again["results"] == results["results"], "results of the base serve as well as its model"
 
@@ -112,7 +112,10 @@ def test_a_choice_that_flips_is_counted(data, tmp_path, shared):
     path = tmp_path / "own.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     results = run([path], tmp_path / "out", shared / "models/gpt-neo-8m", base=str(DEMO_MODEL))
-    mine, base = (read(p / "samples_own.jsonl") for p in (tmp_path / "out", tmp_path / "out/base"))
+    mine, base = (
+        read(p / "samples_own.jsonl")
+        for p in (tmp_path / "out", tmp_path / "out/base" / DEMO_MODEL.name)
+    )
     flips = [float(a["acc"] != b["acc"]) for a, b in zip(mine, base, strict=True)]
     assert [r["flip"] for r in mine] == flips
     assert results["results"]["own"]["flip,none"] == np.mean(flips)
