@@ -23,7 +23,7 @@ from mlx_svd.evaluate.prepare import (
     needs_base_results,
     prepare,
 )
-from mlx_svd.evaluate.results import results_of, write_results
+from mlx_svd.evaluate.results import results_of, with_earlier_tasks, write_results
 from mlx_svd.evaluate.results_table import write_tables
 from mlx_svd.evaluate.sample_file import SampleFile
 from mlx_svd.evaluate.scorer import Scorer
@@ -75,7 +75,7 @@ def evaluate(
         scored.append((job, job.summarize(records), time.perf_counter() - start))
     if composite.NAME in tasks:
         scored.append(_composite(scored))
-    results = results_of(
+    results_now = results_of(
         scored,
         model=folder.name,
         digest=digest,
@@ -84,6 +84,7 @@ def evaluate(
         began=began,
         processes=processes.size,
     )
+    results = processes.from_first(lambda: with_earlier_tasks(output, results_now))
     if processes.first:
         write_results(output, results)
         write_tables(output, results)

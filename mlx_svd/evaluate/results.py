@@ -15,10 +15,24 @@ import mlx.core as mx
 
 from mlx_svd import __version__
 from mlx_svd.checkpoint.disk import replace_file
+from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.job import Job, Score
 from mlx_svd.evaluate.settings import EvaluateSettings
 
 RESULTS_FILE = "results.json"
+_BY_TASK = (
+    "results",
+    "group_subtasks",
+    "configs",
+    "versions",
+    "n-shot",
+    "higher_is_better",
+    "n-samples",
+    "intervals",
+    "data_hashes",
+    "task_hashes",
+    "task_seconds",
+)
 _PACKAGES = ("mlx", "mlx-lm", "numpy", "scipy", "transformers", "tokenizers")
 
 
@@ -89,6 +103,24 @@ def peak_memory() -> dict[str, int]:
     # macOS counts bytes here, Linux kilobytes.
     return {"process": peak if sys.platform == "darwin" else peak * 1024,
             "mlx": mx.get_peak_memory()}  # fmt: skip
+
+
+def with_earlier_tasks(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """The results, and those of other tasks that this folder holds of the same model."""
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        return results
+    try:
+        earlier = json.loads(path.read_bytes())
+        if earlier["config"]["model_sha"] != results["config"]["model_sha"]:
+            return results
+        kept = {key: {**earlier[key], **results[key]} for key in _BY_TASK}
+        notes = [n for n in earlier["notes"] if n.partition(":")[0] not in results["results"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MlxSvdError(
+            f"{path}: is no result of mlx-svd evaluate; give another --output-dir"
+        ) from error
+    return {**results, **kept, "notes": [*notes, *results["notes"]]}
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:

@@ -165,6 +165,15 @@ def test_a_finished_run_is_not_computed_again(capitals, tmp_path, monkeypatch):
     assert run([capitals], tmp_path / "out")["results"] == first["results"]
 
 
+def test_tasks_of_one_model_gather_in_one_folder(capitals, tmp_path):
+    first = run([capitals], tmp_path / "out")
+    other = write(tmp_path / "other.jsonl", choice_rows()[:3])
+    results = run([other], tmp_path / "out")
+    assert set(results["results"]) == set(results["intervals"]) == {"capitals", "other"}
+    assert results["results"]["capitals"] == first["results"]["capitals"]
+    assert json.loads((tmp_path / "out/results.json").read_text()) == results
+
+
 def test_other_conditions_are_refused_and_named(capitals, tmp_path):
     run([capitals], tmp_path / "out", limit=4)
     with pytest.raises(MlxSvdError, match=r"another limit \(4, now 5\).*--output-dir"):
