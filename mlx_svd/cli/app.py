@@ -15,6 +15,7 @@ from mlx_svd.cli.calibrate import calibrate
 from mlx_svd.cli.compare import compare
 from mlx_svd.cli.compress import compress
 from mlx_svd.cli.demo import demo
+from mlx_svd.cli.evaluate import evaluate
 from mlx_svd.cli.export_adapter import export_adapter
 from mlx_svd.cli.generate import generate
 from mlx_svd.cli.heal import heal
@@ -38,6 +39,7 @@ for command in (
     plan,
     inspect,
     heal,
+    evaluate,
     sweep,
     compare,
     export_adapter,

@@ -68,6 +68,21 @@ def kl_divergence(
     again, so that rounding to float16 leaves a proper distribution. Raises MlxSvdError if they
     belong to other windows or another vocabulary, or if the result is not finite.
     """
+    kl, agree, sums = window_divergences(model, base, windows)
+    counts = np.full(len(windows), np.asarray(windows).shape[1] - 1)
+    share, low, high = mean_interval(agree, counts)
+    agreement = (share, max(0.0, low), min(1.0, high))
+    mean, low, high = mean_interval(kl, counts)
+    losses = WindowLosses(sums, counts)
+    return Divergence(mean, max(0.0, low), high, *agreement, int(counts.sum()), losses)
+
+
+def window_divergences(
+    model: nn.Module, base: nn.Module | BaseDistribution, windows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(sum of KL(base || model) over the tokens of each window in nats, tokens at which both rank
+    the same one first, negative log-likelihood of the window), (N,) float64 each; as
+    :func:`kl_divergence`."""
     windows = np.asarray(windows)
     kl, agree, sums = (np.zeros(len(windows)) for _ in range(3))
     expected = _expected(base, windows)
@@ -80,20 +95,18 @@ def kl_divergence(
                     f"KL divergence: the models have {log_q.shape[-1]} and {log_p.shape[-1]} "
                     "words; compare models of one vocabulary"
                 )
-            kl[row] = (mx.exp(log_p) * (log_p - log_q)).sum().item()
+            # Float32 sums over all positions at once lose the third digit.
+            tokens = (mx.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+            kl[row] = np.array(tokens, dtype=np.float64).sum()
             agree[row] = (mx.argmax(log_q, axis=-1) == best).sum().item()
-            sums[row] = -mx.take_along_axis(log_q, target[:, None], axis=-1).sum().item()
+            losses = -mx.take_along_axis(log_q, target[:, None], axis=-1)
+            sums[row] = np.array(losses, dtype=np.float64).sum()
     if not np.isfinite(kl).all():
         raise MlxSvdError(
             f"window {int(np.argmin(np.isfinite(kl)))}: the KL divergence is not finite; a model "
             "overflows or holds NaN, load it in float32 or make the checkpoint again"
         )
-    counts = np.full(len(windows), windows.shape[1] - 1)
-    share, low, high = mean_interval(agree, counts)
-    agreement = (share, max(0.0, low), min(1.0, high))
-    mean, low, high = mean_interval(kl, counts)
-    losses = WindowLosses(sums, counts)
-    return Divergence(mean, max(0.0, low), high, *agreement, int(counts.sum()), losses)
+    return kl, agree, sums
 
 
 def _expected(

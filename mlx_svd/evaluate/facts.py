@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.forward import LOGIT_BYTES, vocabulary_size
+from mlx_svd.evaluate.batches import BATCH_TOKENS
+from mlx_svd.evaluate.encode import Item, encode_items
+from mlx_svd.evaluate.scorer import Scorer
 from mlx_svd.evaluate.statistics import Share, share_of
 
-# Sequences per forward pass, where the logits allow as many.
-_BATCH = 128
+# A prompt of a fact is a sentence; it never comes near a model's context.
+_MAX_LENGTH = 1 << 20
 _FIELDS = ("relation", "subject", "object", "prompt", "conflict")
 
 
@@ -103,85 +104,32 @@ def _fact(where: str, entry: Any) -> Fact:
     return Fact(*(entry[key] for key in _FIELDS), tuple(false))
 
 
-def facts_recalled(model: nn.Module, tokenizer: Any, facts: Sequence[Fact]) -> FactRecall:
+def facts_recalled(
+    model: nn.Module, tokenizer: Any, facts: Sequence[Fact], batch_tokens: int = BATCH_TOKENS
+) -> FactRecall:
     """Score every fact: total log-likelihood of " " + object after the prompt, and of the others.
 
-    Raises MlxSvdError for no facts, and for a continuation that has no tokens of its own.
+    batch_tokens: padded tokens of a forward pass. Raises MlxSvdError for no facts, and for a
+    continuation that has no tokens of its own.
     """
     if not facts:
         raise MlxSvdError("no facts were given to ask")
-    pairs = [encode_pair(tokenizer, f.prompt, " " + x) for f in facts for x in f.candidates]
-    scores = continuation_log_likelihoods(model, pairs)
-    margins, normalized, end = [], [], 0
-    for fact in facts:
-        start, end = end, end + len(fact.candidates)
-        lengths = np.array([len(x) for x in fact.candidates])
-        for values, found in (
-            (scores[start:end], margins),
-            (scores[start:end] / lengths, normalized),
-        ):
-            found.append(values[0] - values[1:].max())
-    return FactRecall(np.array(margins), np.array(normalized))
+    items = encode_items(tokenizer, [fact_item(f) for f in facts], _MAX_LENGTH)
+    scores = Scorer(model).scores(items, _MAX_LENGTH, batch_tokens)
+    margins = np.array(
+        [fact_margins(f, s.log_likelihoods) for f, s in zip(facts, scores, strict=True)]
+    )
+    return FactRecall(margins[:, 0], margins[:, 1])
 
 
-def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], int]:
-    """(tokens of context and continuation, how many of them are the context's).
-
-    As lm-eval's ``_encode_pair``: trailing spaces move to the continuation; both are encoded as
-    one text, and the continuation's tokens are what follows as many tokens as the context has
-    alone, even where a merge across the boundary made these other tokens.
-    """
-    stripped = context.rstrip()
-    continuation = context[len(stripped) :] + continuation
-    whole, length = tokenizer.encode(stripped + continuation), len(tokenizer.encode(stripped))
-    if not 0 < length < len(whole):
-        raise MlxSvdError(
-            f"{stripped + continuation!r}: {continuation!r} has no tokens of its own after "
-            f"{stripped!r}; change the prompt"
-        )
-    return list(whole), length
+def fact_item(fact: Fact) -> Item:
+    """Prompt and candidates, the true object first."""
+    pairs = tuple((fact.prompt, " " + candidate) for candidate in fact.candidates)
+    return Item(f"fact {fact.subject!r} ({fact.relation})", pairs)
 
 
-def continuation_log_likelihoods(
-    model: nn.Module, pairs: Sequence[tuple[list[int], int]]
-) -> np.ndarray:
-    """(n,) float64: log-likelihood in nats of the tokens of each pair after its context.
-
-    Pairs of similar length share a batch; they are padded on the right, which causal attention
-    never looks at, and padded positions are not counted. Raises MlxSvdError for NaN.
-    """
-    scores, vocabulary = np.zeros(len(pairs)), vocabulary_size(model)
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]))
-    longest = len(pairs[order[-1]][0])
-    step = max(1, min(_BATCH, LOGIT_BYTES // (4 * vocabulary * longest)))
-    for start in range(0, len(order), step):
-        rows = order[start : start + step]
-        scores[rows] = _batch_scores(model, [pairs[i] for i in rows], vocabulary)
-    if np.isnan(scores).any():
-        raise MlxSvdError(
-            "facts: a log-likelihood is NaN; the model overflows or holds NaN, load it in float32 "
-            "or make the checkpoint again"
-        )
-    return scores
-
-
-def _batch_scores(
-    model: nn.Module, pairs: list[tuple[list[int], int]], vocabulary: int
-) -> np.ndarray:
-    width = max(len(tokens) for tokens, _ in pairs)
-    tokens = np.zeros((len(pairs), width), dtype=np.int32)
-    counted = np.zeros((len(pairs), width - 1), dtype=np.float32)
-    for row, (ids, context) in enumerate(pairs):
-        tokens[row, : len(ids)] = ids
-        counted[row, context - 1 : len(ids) - 1] = 1
-    if tokens.max() >= vocabulary:
-        raise MlxSvdError(
-            f"token id {tokens.max()} is beyond the model's vocabulary of {vocabulary}; tokenizer "
-            "and model do not belong together"
-        )
-    ids = mx.array(tokens)
-    logits = model(ids[:, :-1]).astype(mx.float32)
-    losses = nn.losses.cross_entropy(logits, ids[:, 1:], reduction="none")
-    # where, not a product: a padded position may be infinite, and 0 times infinity is NaN.
-    losses = mx.where(mx.array(counted) > 0, losses, 0.0)
-    return -np.array(losses.sum(axis=-1), dtype=np.float64)
+def fact_margins(fact: Fact, log_likelihoods: np.ndarray) -> tuple[float, float]:
+    """How much likelier the object is than the likeliest false one, in nats, and the same with
+    log-likelihoods per character."""
+    normalized = log_likelihoods / np.array([len(x) for x in fact.candidates])
+    return tuple(float(x[0] - x[1:].max()) for x in (log_likelihoods, normalized))

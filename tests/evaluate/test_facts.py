@@ -8,14 +8,7 @@ import pytest
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate import facts as facts_module
-from mlx_svd.evaluate.facts import (
-    FactRecall,
-    continuation_log_likelihoods,
-    encode_pair,
-    facts_recalled,
-    read_facts,
-)
+from mlx_svd.evaluate.facts import FactRecall, facts_recalled, read_facts
 from tests.evaluate.reference import losses
 
 ENTRY = {
@@ -48,11 +41,10 @@ def one_by_one(model, tokenizer, prompt, candidate):
     return -losses(model, whole)[context - 1 :].sum()
 
 
-@pytest.mark.parametrize("batch", [1, 3, 128])
-def test_recall_is_that_of_a_loop_over_single_sequences(demo, shared, batch, monkeypatch):
-    monkeypatch.setattr(facts_module, "_BATCH", batch)
+@pytest.mark.parametrize("batch", [1, 60, 4096])
+def test_recall_is_that_of_a_loop_over_single_sequences(demo, shared, batch):
     facts = read_facts(shared / "data/facts/facts.json")[:12]
-    found = facts_recalled(*demo, facts)
+    found = facts_recalled(*demo, facts, batch)
     for number, fact in enumerate(facts):
         scores = np.array([one_by_one(*demo, fact.prompt, x) for x in fact.candidates])
         per_character = scores / [len(x) for x in fact.candidates]
@@ -97,33 +89,6 @@ def test_facts_kept_are_counted_among_those_the_dense_model_knows():
 
 def test_an_equal_log_likelihood_is_not_recall():
     assert not FactRecall(np.zeros(1), np.zeros(1)).recalled[0]
-
-
-class Merging:
-    """One token per character, but "ab" is one token: merges across a boundary."""
-
-    def encode(self, text):
-        return [ord(c) for c in text.replace("ab", "X")]
-
-
-def test_encode_pair_takes_the_tokens_after_as_many_as_the_context_has():
-    assert encode_pair(Merging(), "q a", "bc") == ([ord(c) for c in "q Xc"], 3)
-
-
-def test_encode_pair_moves_trailing_spaces_to_the_continuation():
-    assert encode_pair(Merging(), "qa ", "c") == ([ord(c) for c in "qa c"], 2)
-
-
-def test_a_continuation_without_tokens_of_its_own_is_refused():
-    with pytest.raises(MlxSvdError, match="no tokens of its own"):
-        encode_pair(Merging(), "qa", "b")
-
-
-def test_padding_does_not_change_a_log_likelihood(demo):
-    model, _ = demo
-    short, long = ([5, 6, 7], 1), (list(range(10, 50)), 4)
-    alone = continuation_log_likelihoods(model, [short])[0]
-    assert continuation_log_likelihoods(model, [long, short])[1] == pytest.approx(alone, abs=1e-4)
 
 
 @pytest.mark.parametrize("key", ["relation", "subject", "object", "prompt", "conflict"])

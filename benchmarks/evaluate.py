@@ -1,0 +1,160 @@
+"""Items per second of mlx-svd's scorer and of mlx_lm.evaluate on the same prompts and choices.
+
+Both get the same pairs of context and continuation, in float32, with the same BLAS, and take turns;
+tokenization is part of the time of both, building the prompts of neither.
+"""
+
+import os
+from itertools import chain
+from pathlib import Path
+from statistics import median
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+
+from benchmarks.common import (
+    conditions,
+    interleaved,
+    parse_options,
+    print_conditions,
+    print_table,
+    progress,
+    save,
+    spread,
+)
+from mlx_svd.checkpoint.loader import load
+from mlx_svd.demo.run import DEMO_MODEL
+from mlx_svd.evaluate.encode import Item, encode_items
+from mlx_svd.evaluate.material import choice_material
+from mlx_svd.evaluate.scorer import Scorer
+from mlx_svd.evaluate.settings import EvaluateSettings
+from mlx_svd.evaluate.tasks import CHOICE_TASKS
+
+SHARED = Path(os.environ.get("MLX_SVD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+# task, examples in the prompt
+WORK = (("hellaswag", 0), ("arc_easy", 0), ("arc_challenge", 0), ("truthfulqa_mc2", 0),
+        ("mmlu", 0), ("piqa", 0), ("arc_easy", 5), ("mmlu", 5))  # fmt: skip
+MAX_LENGTH = 1024
+OURS, THEIRS = "mlx-svd", "mlx_lm.evaluate"
+
+
+def build_items(task: str, shots: int, rows: int) -> list[Item]:
+    """The first rows of a task that fit into the context, as prompts and choices."""
+    settings = EvaluateSettings(limit=rows, num_fewshot=shots, data_dir=SHARED / "data")
+    chosen = CHOICE_TASKS[task]
+    material = choice_material(chosen, settings)
+    examples = chosen.shots(material.rows, material.pool, shots, 1234, own=material.own)
+    return [chosen.item(row, drawn) for row, drawn in zip(material.rows, examples, strict=True)]
+
+
+class Theirs:
+    """mlx_lm's adapter for lm-eval, in float32."""
+
+    def __init__(self, model: Path):
+        from mlx_lm.evaluate import MLXLM
+
+        self.lm = MLXLM(str(model))
+        parameters = self.lm._model.parameters()
+        floating = tree_map(
+            lambda p: p.astype(mx.float32) if mx.issubdtype(p.dtype, mx.floating) else p, parameters
+        )
+        self.lm._model.update(floating)
+        mx.eval(self.lm._model.parameters())
+
+    def scores(self, items: list[Item]) -> np.ndarray:
+        """Log-likelihoods of all pairs."""
+        from lm_eval.api.instance import Instance
+
+        pairs = chain.from_iterable(item.pairs for item in items)
+        requests = [Instance("loglikelihood", {}, pair, n) for n, pair in enumerate(pairs)]
+        return np.array([value for value, _ in self.lm.loglikelihood(requests)])
+
+
+class Ours:
+    """The scorer that ``mlx-svd evaluate`` uses."""
+
+    def __init__(self, model: Path):
+        loaded, self.tokenizer = load(model, dtype="float32")
+        self.scorer = Scorer(loaded)
+
+    def scores(self, items: list[Item]) -> np.ndarray:
+        """Log-likelihoods of all pairs."""
+        encoded = encode_items(self.tokenizer, items, MAX_LENGTH)
+        scores = self.scorer.scores(encoded, MAX_LENGTH)
+        return np.concatenate([s.log_likelihoods for s in scores])
+
+
+def measure(model: Path, rows: int, runs: int) -> list[dict]:
+    """One entry for each task and number of examples."""
+    contenders = {OURS: Ours(model), THEIRS: Theirs(model)}
+    entries = []
+    for task, shots in WORK:
+        progress(f"{model.name}: {task}, {shots} examples")
+        items = build_items(task, shots, rows)
+        kept = encode_items(contenders[OURS].tokenizer, items, MAX_LENGTH)
+        # mlx_lm.evaluate does not cut prompts, so both get those that fit.
+        items = [item for item, encoded in zip(items, kept, strict=True) if not encoded.truncated]
+        found = {name: contender.scores(items) for name, contender in contenders.items()}
+        seconds = interleaved(
+            {name: lambda c=c, i=items: c.scores(i) for name, c in contenders.items()}, runs
+        )
+        entries.append(
+            {
+                "task": task,
+                "shots": shots,
+                "items": len(items),
+                "choices": len(found[OURS]),
+                "largest_difference": float(np.abs(found[OURS] - found[THEIRS]).max()),
+                "items_per_second": {
+                    name: spread([len(items) / s for s in times]) for name, times in seconds.items()
+                },
+                "ratio": median(seconds[THEIRS]) / median(seconds[OURS]),
+            }
+        )
+    return entries
+
+
+def report(result: dict) -> None:
+    """Print one table for each model."""
+    for name, entries in result["models"].items():
+        print(f"\n# evaluate: {name} in float32")
+        print_conditions(result["conditions"])
+        header = ["", "examples", "items", "choices", f"{OURS} /s", f"{THEIRS} /s", "times", "diff"]
+        rows = [
+            [
+                entry["task"],
+                str(entry["shots"]),
+                str(entry["items"]),
+                str(entry["choices"]),
+                f"{entry['items_per_second'][OURS]['median']:.1f}",
+                f"{entry['items_per_second'][THEIRS]['median']:.1f}",
+                f"{entry['ratio']:.2f}",
+                f"{entry['largest_difference']:.1e}",
+            ]
+            for entry in entries
+        ]
+        print_table(header, rows)
+        ratios = [entry["ratio"] for entry in entries]
+        print(f"geometric mean {np.exp(np.mean(np.log(ratios))):.2f}")
+    print("diff: largest difference of a choice's log-likelihood, in nats")
+
+
+def main() -> None:
+    """Measure, print and save."""
+    options = parse_options(__doc__, runs=3, quick_runs=1)
+    if not (SHARED / "data").is_dir():
+        raise SystemExit(f"evaluate: the test material is not in {SHARED} (set MLX_SVD_SHARED)")
+    models = [DEMO_MODEL] if options.quick else [DEMO_MODEL, SHARED / "models/llama-44m"]
+    names = {DEMO_MODEL: "demo model (qwen2, 6.5M)"}
+    rows = 3 if options.quick else 20
+    result = {"models": {}}
+    for model in models:
+        result["models"][names.get(model, model.name)] = measure(model, rows, options.runs)
+    result["conditions"] = conditions(options.runs)
+    report(result)
+    save("evaluate-quick" if options.quick else "evaluate", result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Evaluate a model on tasks: rows -> batches -> records on disk -> scores with intervals."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mlx_svd import __version__
+from mlx_svd.checkpoint.loader import load
+from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.base import find_base
+from mlx_svd.evaluate.choice_job import Subject
+from mlx_svd.evaluate.encode import context_length
+from mlx_svd.evaluate.forward import written_out
+from mlx_svd.evaluate.job import Job, Record, Score
+from mlx_svd.evaluate.model_digest import model_digest
+from mlx_svd.evaluate.prepare import (
+    Bench,
+    check_tasks,
+    expanded,
+    needs_base_results,
+    prepare,
+)
+from mlx_svd.evaluate.results import results_of, with_earlier_tasks, write_results
+from mlx_svd.evaluate.results_table import write_tables
+from mlx_svd.evaluate.sample_file import SampleFile
+from mlx_svd.evaluate.scorer import Scorer
+from mlx_svd.evaluate.settings import EvaluateSettings
+from mlx_svd.evaluate.shares import Processes
+from mlx_svd.evaluate.tasks import composite
+from mlx_svd.source.resolve import CHECKPOINT_PATTERNS, resolve_model
+from mlx_svd.source.source import read_config
+
+Advance = Callable[[str, int, int], None]
+Scored = tuple[Job, dict[str, Score], float]
+
+
+def evaluate(
+    model: str,
+    tasks: Sequence[str],
+    output: Path,
+    settings: EvaluateSettings | None = None,
+    *,
+    revision: str | None = None,
+    advance: Advance = lambda task, done, total: None,
+) -> dict[str, Any]:
+    """Score ``tasks`` (names, or files of rows) on ``model``; returns what results.json holds.
+
+    Writes into ``output`` samples_TASK.jsonl as items are done, then results.json, results.md and
+    results.csv. A run that was killed goes on after its last complete batch; files that were begun
+    under other conditions are refused. ``advance`` is told how many items of a task are done.
+    Processes of mlx.launch share the work; the first one writes. Raises MlxSvdError for bad input.
+    """
+    settings = settings or EvaluateSettings()
+    check_tasks(tasks)
+    began, processes = time.time(), Processes()
+    folder = resolve_model(model, revision, CHECKPOINT_PATTERNS)
+    digest = _digest(folder.path, processes)
+    names = expanded(tasks)
+    run_base = partial(evaluate, advance=advance)
+    base = find_base(settings, needs_base_results(names), output, run_base, processes)
+    bench = Bench(_subject(folder.path, settings), settings, base)
+    if base and base.model:
+        base_folder = resolve_model(base.model, None, CHECKPOINT_PATTERNS).path
+        base.digest = _digest(base_folder, processes)
+        bench.base_scorer = lambda: _subject(base_folder, settings).scorer
+    scored = []
+    for name in names:
+        start = time.perf_counter()
+        job = prepare(name, bench)
+        conditions = _conditions(job, digest, settings, base.digest if base else None)
+        records = _records(job, output, processes, conditions, advance)
+        scored.append((job, job.summarize(records), time.perf_counter() - start))
+    if composite.NAME in tasks:
+        scored.append(_composite(scored))
+    results_now = results_of(
+        scored,
+        model=folder.name,
+        digest=digest,
+        settings=settings,
+        max_length=bench.subject.max_length,
+        began=began,
+        processes=processes.size,
+    )
+    results = processes.from_first(lambda: with_earlier_tasks(output, results_now))
+    if processes.first:
+        write_results(output, results)
+        write_tables(output, results)
+    return results
+
+
+def _digest(folder: Path, processes: Processes) -> str:
+    return processes.from_first(lambda: model_digest(folder))
+
+
+def _composite(scored: list[Scored]) -> Scored:
+    """The composite of what has been scored, which has no records of its own."""
+    jobs = {job.task: job for job, _, _ in scored}
+    score = composite.composite({job.task: scores for job, scores, _ in scored})
+    parts = [jobs[task] for task, _, _ in composite.PARTS]
+    digest = hashlib.sha256("".join(job.digest for job in parts).encode()).hexdigest()
+    job = Job(
+        composite.NAME, 1.0, 0, [i for job in parts for i in job.ids], [],
+        sum(job.total for job in parts), digest, "its parts", [], lambda number: [],
+        lambda records: {},
+    )  # fmt: skip
+    return job, {composite.NAME: score}, 0.0
+
+
+def _subject(folder: Path, settings: EvaluateSettings) -> Subject:
+    model, tokenizer = load(folder, dtype=settings.dtype)
+    length = context_length(read_config(folder), tokenizer)
+    if settings.max_length is not None:
+        if settings.max_length > length:
+            raise MlxSvdError(
+                f"--max-length {settings.max_length}: the model has a context of {length} tokens"
+            )
+        length = settings.max_length
+    return Subject(Scorer(written_out(model)), tokenizer, length)
+
+
+def _conditions(
+    job: Job, digest: str, settings: EvaluateSettings, base_digest: str | None
+) -> dict[str, Any]:
+    """What the records of a task depend on. Where the base model is stored is not part of it."""
+    return {
+        "task": job.task,
+        "model": digest,
+        "data": job.digest,
+        "mlx_svd": __version__,
+        **settings.conditions(),
+        "base": base_digest,
+        **job.config,
+    }
+
+
+def _records(
+    job: Job,
+    output: Path,
+    processes: Processes,
+    conditions: dict[str, Any],
+    advance: Advance,
+) -> list[Record]:
+    """All records of a job in the order of its documents, from disk where they are already."""
+    files: list[SampleFile] = []
+
+    def begin() -> list[int]:
+        files.append(SampleFile(output, job.task, conditions))
+        return sorted(files[0].records)
+
+    known = set(processes.from_first(begin))
+    left = [
+        number
+        for number, batch in enumerate(job.batches)
+        if not known.issuperset(job.doc_ids[i] for i in batch)
+    ]
+    count = len(known)
+    advance(job.task, count, len(job.ids))
+    for number, records in processes.run(left, job.run):
+        new = [
+            {"doc_id": job.doc_ids[i], "id": job.ids[i], "task": job.task, **record}
+            for i, record in zip(job.batches[number], records, strict=True)
+            if job.doc_ids[i] not in known
+        ]
+        if files:
+            files[0].add(new)
+        count += len(new)
+        advance(job.task, count, len(job.ids))
+    return processes.from_first(lambda: files[0].finish())

@@ -1,0 +1,26 @@
+"""The seed documents' composite score: 0.4 facts + 0.4 MMLU + 0.2 reasoning. No chance level.
+
+Facts and reasoning by exact match of generated text (--scoring seed: the originals' substring
+rule), MMLU by acc. One number hides which of them moved; read the three tasks beside it.
+"""
+
+import math
+
+from mlx_svd.evaluate.job import Score
+
+NAME = "composite"
+# task, metric, weight
+PARTS = (("facts", "exact_match", 0.4), ("mmlu", "acc", 0.4), ("reasoning", "exact_match", 0.2))
+_Z = 1.959963984540054
+
+
+def composite(scores: dict[str, dict[str, Score]]) -> Score:
+    """The weighted mean of task -> metric -> score. Items of the three tasks are independent, so
+    their variances add; a part with one item makes the interval infinite."""
+    parts = [(scores[task][metric], weight) for task, metric, weight in PARTS]
+    value = sum(weight * score.value for score, weight in parts)
+    errors = [math.inf if s.stderr is None else s.stderr for s, _ in parts]
+    stderr = math.sqrt(sum((w * e) ** 2 for (_, w), e in zip(parts, errors, strict=True)))
+    half = _Z * stderr
+    n = sum(score.n for score, _ in parts)
+    return Score(value, stderr, max(0.0, value - half), min(1.0, value + half), n)

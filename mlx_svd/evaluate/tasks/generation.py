@@ -1,0 +1,56 @@
+"""What a model writes after many prompts, and how much of it repeats itself. No chance level.
+
+Prompts: shipped with the package, or a file (--prompts). Metrics of greedy and of sampled texts:
+rep_2 to rep_4, loop, length, ended, distinct_1 to distinct_3; see ``evaluate.generation``.
+"""
+
+from collections.abc import Sequence
+
+from mlx_svd.evaluate.choice_job import Subject
+from mlx_svd.evaluate.generation import (
+    TASK,
+    GenerationSettings,
+    generation_records,
+    generation_texts,
+)
+from mlx_svd.evaluate.generation_summary import QUALITY_METRICS, generation_summary
+from mlx_svd.evaluate.job import Job, Record, Score, score_of
+from mlx_svd.evaluate.material import pick
+from mlx_svd.evaluate.prompts import SHIPPED_PROMPTS, prompts_digest, read_prompts
+from mlx_svd.evaluate.settings import EvaluateSettings
+
+NAME = TASK
+
+
+def job(subject: Subject, settings: EvaluateSettings) -> Job:
+    """A job of one record per text: every prompt greedily, and sampled with the seed."""
+    every = read_prompts(settings.prompts)
+    prompts = [every[i] for i in pick(len(every), settings)]
+    # No chat template, as in the other tasks.
+    generation = GenerationSettings(seeds=(settings.seed,), chat=False)
+    texts = generation_texts(prompts, generation)
+    flat = [text for batch in texts for text in batch]
+    batches, end = [], 0
+    for batch in texts:
+        batches.append(tuple(range(end, end + len(batch))))
+        end += len(batch)
+
+    def run(number: int) -> list[Record]:
+        model = subject.scorer.split.model
+        return generation_records(model, subject.tokenizer, texts[number], generation)
+
+    def summarize(records: Sequence[Record]) -> dict[str, Score]:
+        found = generation_summary(records)
+        return {name: score_of(e, better=_better(name)) for name, e in found.items()}
+
+    return Job(
+        NAME, 1.0, 0, [text.prompt.id for text in flat], [text.doc_id for text in flat],
+        2 * len(every), prompts_digest(prompts), (settings.prompts or SHIPPED_PROMPTS).name,
+        batches, run, summarize, config={"max_tokens": generation.max_tokens},
+    )  # fmt: skip
+
+
+def _better(name: str) -> bool | None:
+    """More different n-grams are better; the other metrics know their direction."""
+    metric = name.partition(",")[0]
+    return QUALITY_METRICS.get(metric, True)

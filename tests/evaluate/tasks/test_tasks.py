@@ -1,0 +1,297 @@
+"""Facts, reasoning, perplexities, KL and the composite, against plain computations."""
+
+import json
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_svd.checkpoint.loader import load
+from mlx_svd.demo import DEMO_MODEL
+from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.evaluate import evaluate
+from mlx_svd.evaluate.fact_rows import facts_file
+from mlx_svd.evaluate.job import Score
+from mlx_svd.evaluate.settings import EvaluateSettings
+from mlx_svd.evaluate.tasks import CHOICE_TASKS
+from mlx_svd.evaluate.tasks.composite import composite
+from mlx_svd.evaluate.tasks.reasoning import questions
+from tests.evaluate.reference import log_probs, losses
+
+FACTS = [
+    {"relation": "capital", "subject": c, "object": o, "prompt": f"The capital of {c} is",
+     "conflict": f, "distractors": ["London", "Berlin"]}
+    for c, o, f in (("France", "Paris", "Rome"), ("Italy", "Rome", "Paris"),
+                    ("Spain", "Quito", "Madrid"), ("Norway", "Oslo", "Cairo"))
+]  # fmt: skip
+
+
+def run(tasks, output, model=DEMO_MODEL, **settings):
+    settings = EvaluateSettings(**{"dtype": "float32", **settings})
+    return evaluate(str(model), [str(task) for task in tasks], output, settings)
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load(DEMO_MODEL, dtype="float32")
+
+
+@pytest.fixture
+def data(tmp_path, shared):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "facts.json").write_text(json.dumps(FACTS))
+    text = (shared / "data/text/wikitext-2.test.txt").read_text()[:9000]
+    (folder / "wikitext-2.test.txt").write_text(text)
+    messages = [
+        {"role": "user", "content": "Where do you live?"},
+        {"role": "assistant", "content": "I live in a small house near the sea."},
+        {"role": "user", "content": "Alone?"},
+        {"role": "assistant", "content": "No, my mother lives with me."},
+    ]
+    line = json.dumps({"messages": messages})
+    (folder / "conversations.jsonl").write_text(f"{line}\n{line.replace('sea', 'lake')}\n")
+    return folder
+
+
+def test_facts_are_told_apart_and_written(data, tmp_path):
+    results = run(["facts"], tmp_path / "out", data_dir=data)
+    records = read(tmp_path / "out/samples_facts.jsonl")
+    assert [r["acc"] for r in records] == [1, 1, 0, 1], "Quito is not the capital of Spain"
+    assert [r["exact_match"] for r in records] == [1, 1, 0, 1]
+    assert "Paris" in records[0]["text"]
+    assert results["results"]["facts"]["acc,none"] == 0.75
+    assert results["intervals"]["facts"]["acc"]["chance"] == 0.25
+
+
+def test_only_facts_that_the_base_model_knows_count_for_retention(data, tmp_path, shared):
+    other = shared / "models/gpt-neo-8m"
+    results = run(["facts"], tmp_path / "out", other, data_dir=data, base=str(DEMO_MODEL))
+    records = read(tmp_path / "out/samples_facts.jsonl")
+    assert [r["retained"] for r in records] == [
+        *(r["acc"] for r in records[:2]), None, records[3]["acc"]
+    ]  # fmt: skip
+    assert results["intervals"]["facts"]["retained"]["n"] == 3
+    base = tmp_path / "out/base" / DEMO_MODEL.name
+    again = run(["facts"], tmp_path / "again", other, data_dir=data, base=str(base))
+    assert again["results"] == results["results"], "results of the base serve as well as its model"
+
+
+def test_a_base_that_was_asked_other_facts_is_refused(data, tmp_path):
+    run(["facts"], tmp_path / "base", data_dir=data, limit=2)
+    with pytest.raises(MlxSvdError, match=r"samples_facts\.jsonl: lacks document 2"):
+        run(["facts"], tmp_path / "out", data_dir=data, base=str(tmp_path / "base"))
+    (data / "facts.json").write_text(json.dumps(FACTS[::-1]))
+    with pytest.raises(MlxSvdError, match="other rows"):
+        run(["facts"], tmp_path / "out", data_dir=data, limit=2, base=str(tmp_path / "base"))
+
+
+def test_known_facts_get_false_objects_of_their_relation(shared):
+    path = shared / "data/facts/known_1000.json"
+    facts, again, other = (facts_file(path, seed) for seed in (1, 1, 2))
+    assert facts == again != other
+    entries = json.loads(path.read_text())
+    objects = {}
+    for entry in entries:
+        objects.setdefault(entry["relation_id"], set()).add(entry["attribute"].strip())
+    for fact, entry in zip(facts, entries, strict=True):
+        assert fact.object == entry["attribute"].strip()
+        assert fact.object not in fact.candidates[1:]
+        if len(objects[fact.relation]) > 1:
+            assert set(fact.candidates) <= objects[fact.relation]
+
+
+def test_a_choice_that_flips_is_counted(data, tmp_path, shared):
+    row = {"question": "The capital of France is", "choices": ["Rome", "Paris"], "label": 1}
+    rows = [row, {**row, "label": 0}, {**row, "question": "The sun is", "choices": ["hot", "cold"]}]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    results = run([path], tmp_path / "out", shared / "models/gpt-neo-8m", base=str(DEMO_MODEL))
+    mine, base = (
+        read(p / "samples_own.jsonl")
+        for p in (tmp_path / "out", tmp_path / "out/base" / DEMO_MODEL.name)
+    )
+    flips = [float(a["acc"] != b["acc"]) for a, b in zip(mine, base, strict=True)]
+    assert [r["flip"] for r in mine] == flips
+    assert results["results"]["own"]["flip,none"] == np.mean(flips)
+    same = run([path], tmp_path / "same", base=str(DEMO_MODEL))
+    assert same["results"]["own"]["flip,none"] == 0
+
+
+def test_reasoning_has_answers_that_follow_from_its_questions():
+    made = questions()
+    assert made == questions()
+    assert len(made) == 120
+    for prompt, answer in made:
+        numbers = [int(word) for word in prompt.replace(",", "").split() if word.isdigit()]
+        if "gets" in prompt:
+            assert int(answer) == sum(numbers)
+        elif "next number" in prompt:
+            assert int(answer) == 2 * numbers[3] - numbers[2]
+        elif "today" not in prompt:
+            assert prompt.startswith(answer)
+
+
+def test_perplexity_is_that_of_single_windows(data, tmp_path, demo):
+    model, tokenizer = demo
+    results = run(["perplexity"], tmp_path / "out", data_dir=data, max_length=128)
+    records = read(tmp_path / "out/samples_perplexity.jsonl")
+    stored = (data / "wikitext-2.test.txt").read_text()
+    from mlx_svd.evaluate.wikitext import detokenized
+
+    tokens = [tokenizer.bos_token_id, *tokenizer.encode(detokenized(stored), verbose=False)]
+    total, first = 0.0, losses(model, tokens[:129]).sum()
+    assert records[0]["loglikelihood"] == pytest.approx(-first, abs=1e-2)
+    for start in range(0, len(tokens) - 1, 128):
+        end = min(start + 128, len(tokens) - 1)
+        begin = max(0, end - 128)
+        total += losses(model, tokens[begin : end + 1])[-(end - start) :].sum()
+    found = results["results"]["perplexity"]
+    size, words = len(stored.encode()), len(stored.split()) + 2
+    assert found["bits_per_byte,none"] == pytest.approx(total / size / math.log(2), rel=1e-4)
+    assert found["word_perplexity,none"] == pytest.approx(math.exp(total / words), rel=2e-2)
+    assert found["byte_perplexity,none"] == pytest.approx(math.exp(total / size), rel=1e-4)
+    assert sum(r["num_tokens"] for r in records) == len(tokens) - 1
+
+
+def test_a_text_file_is_a_task(tmp_path):
+    path = tmp_path / "story.txt"
+    path.write_text("Once upon a time there was a man , who lived by the sea.\n" * 20)
+    results = run([path], tmp_path / "out", max_length=64)
+    assert 1 < results["results"]["story"]["token_perplexity,none"] < 1000
+
+
+def test_only_replies_are_scored_in_conversations(data, tmp_path, demo):
+    model, tokenizer = demo
+    run(["conversation"], tmp_path / "out", data_dir=data)
+    record = read(tmp_path / "out/samples_conversation.jsonl")[0]
+    messages = read(data / "conversations.jsonl")[0]["messages"]
+    total, count = 0.0, 0
+    for number in (1, 3):
+        lines = [f"{m['role'].capitalize()}: {m['content']}" for m in messages[:number]]
+        before = tokenizer.encode("\n".join([*lines, "Assistant:"]))
+        reply = messages[number]["content"]
+        whole = tokenizer.encode("\n".join([*lines, f"Assistant: {reply}"]))
+        total += losses(model, whole)[len(before) - 1 :].sum()
+        count += len(whole) - len(before)
+    assert record["loglikelihood"] == pytest.approx(-total, abs=1e-2)
+    assert record["num_tokens"] == count
+
+
+def test_kl_and_first_divergence_are_those_of_single_windows(data, tmp_path, demo, shared):
+    base, tokenizer = demo
+    other, _ = load(shared / "models/qwen2-16m", dtype="float32")
+    results = run(
+        ["kl"], tmp_path / "out", shared / "models/qwen2-16m", data_dir=data, limit=2,
+        base=str(DEMO_MODEL),
+    )  # fmt: skip
+    records = read(tmp_path / "out/samples_kl.jsonl")
+    from mlx_svd.evaluate.wikitext import detokenized
+
+    stored = (data / "wikitext-2.test.txt").read_text()
+    tokens = tokenizer.encode(detokenized(stored), verbose=False)
+    for number, record in enumerate(records):
+        window = tokens[number * 512 : (number + 1) * 512]
+        p, q = log_probs(base, window), log_probs(other, window)
+        assert record["kl"] == pytest.approx((np.exp(p) * (p - q)).sum(1).mean(), rel=1e-3)
+        agreement = (p.argmax(1) == q.argmax(1)).mean()
+        assert record["agreement"] == pytest.approx(agreement, abs=0.005)
+        text, parted = window[:32], 64
+        for step in range(64):
+            best = [int(mx.argmax(m(mx.array(text)[None])[0, -1]).item()) for m in (base, other)]
+            if best[0] != best[1]:
+                parted = step
+                break
+            text = [*text, best[0]]
+        assert record["first_divergence"] == parted
+    assert results["results"]["kl"]["kl,none"] == pytest.approx(np.mean([r["kl"] for r in records]))
+
+
+def test_a_model_does_not_diverge_from_itself(data, tmp_path):
+    results = run(["kl"], tmp_path / "out", data_dir=data, limit=1, base=str(DEMO_MODEL))
+    found = results["results"]["kl"]
+    assert found["kl,none"] == pytest.approx(0, abs=1e-6)
+    assert found["agreement,none"] == 1
+    assert found["first_divergence,none"] == 64
+
+
+def test_kl_without_a_base_model_says_what_to_give(data, tmp_path):
+    with pytest.raises(MlxSvdError, match="--base MODEL"):
+        run(["kl"], tmp_path / "out", data_dir=data)
+
+
+def test_the_composite_weighs_its_parts_and_adds_their_variances():
+    def score(value, error):
+        return Score(value, error, 0.0, 1.0, 10)
+
+    scores = {
+        "facts": {"exact_match": score(0.5, 0.03)},
+        "mmlu": {"acc": score(0.25, 0.02)},
+        "reasoning": {"exact_match": score(1.0, 0.0)},
+    }
+    found = composite(scores)
+    assert found.value == pytest.approx(0.4 * 0.5 + 0.4 * 0.25 + 0.2)
+    assert found.stderr == pytest.approx(math.hypot(0.4 * 0.03, 0.4 * 0.02))
+
+
+def test_the_composite_runs_its_parts(data, tmp_path, shared):
+    for name in ("mmlu", "mmlu_dev"):
+        source = (shared / f"data/mc/{name}.jsonl").read_text().split("\n")
+        (data / f"{name}.jsonl").write_text("\n".join(source[:4]) + "\n")
+    results = run(["composite"], tmp_path / "out", data_dir=data, limit=4)
+    parts = results["results"]
+    assert set(parts) == {"facts", "mmlu", "reasoning", "composite"}
+    expected = 0.4 * parts["facts"]["exact_match,none"] + 0.4 * parts["mmlu"]["acc,none"]
+    expected += 0.2 * parts["reasoning"]["exact_match,none"]
+    assert parts["composite"]["composite,none"] == pytest.approx(expected)
+
+
+HUB_ROWS = {
+    "hellaswag": {"ind": 7, "activity_label": "Cooking", "ctx_a": "A man cooks.", "ctx_b": "he",
+                  "endings": ["eats [step] now", "sleeps", "runs", "sings"], "label": "0"},
+    "arc_easy": {"id": "x", "question": "q", "choices": {"text": ["a", "b", "c"],
+                 "label": ["1", "2", "3"]}, "answerKey": "2"},
+    "piqa": {"goal": "g", "sol1": "a", "sol2": "b", "label": 1},
+    "winogrande": {"sentence": "Ann saw Bo as _ ran.", "option1": "Ann", "option2": "Bo",
+                   "answer": "2"},
+    "mmlu": {"question": "q", "subject": "law", "choices": list("wxyz"), "answer": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HUB_ROWS)
+def test_rows_of_the_hub_become_local_rows(name, tmp_path, monkeypatch):
+    import pyarrow
+    import pyarrow.parquet
+
+    task = CHOICE_TASKS[name]
+    config = "default" if task.hub.config == "*" else task.hub.config
+    folder = tmp_path / "hub" / config / task.hub.split
+    folder.mkdir(parents=True)
+    table = pyarrow.Table.from_pylist([HUB_ROWS[name]])
+    pyarrow.parquet.write_table(table, folder / "0000.parquet")
+    asked = {}
+
+    def snapshot_download(repo, **options):
+        asked.update(options, repo=repo)
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    results = run([name], tmp_path / "out")
+    assert asked["repo"] == task.hub.repo
+    assert results["n-samples"][name]["original"] == 1
+    record = read(tmp_path / f"out/samples_{name}.jsonl")[0]
+    assert record["target"] == {"hellaswag": 0, "arc_easy": 1, "piqa": 1, "winogrande": 1,
+                                "mmlu": 3}[name]  # fmt: skip
+
+
+def test_a_hub_out_of_reach_offers_local_rows(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(MlxSvdError, match=r"baber/piqa: cannot be fetched.*--data-dir"):
+        run(["piqa"], tmp_path / "out")
