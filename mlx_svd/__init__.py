@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from mlx_svd.checkpoint.inspect import inspect
     from mlx_svd.checkpoint.loader import load
     from mlx_svd.errors import MlxSvdError
-    from mlx_svd.evaluate.compare import compare
+    from mlx_svd.evaluate.comparison.compare import compare
     from mlx_svd.plan.make import make_plan
     from mlx_svd.source.source import open_source
 
 _EXPORTS = {
     "MlxSvdError": "mlx_svd.errors",
-    "compare": "mlx_svd.evaluate.compare",
+    "compare": "mlx_svd.evaluate.comparison.compare",
     "export_adapter": "mlx_svd.checkpoint.adapter",
     "inspect": "mlx_svd.checkpoint.inspect",
     "load": "mlx_svd.checkpoint.loader",

@@ -35,8 +35,8 @@ def compare(
     """Paired differences with intervals, corrected tests, equivalence, and what n can show."""
     from mlx_svd.cli.tables import print_comparison
     from mlx_svd.errors import MlxSvdError
-    from mlx_svd.evaluate.compare import compare as run
-    from mlx_svd.evaluate.compare_table import json_text, write_comparison
+    from mlx_svd.evaluate.comparison.compare import compare as run
+    from mlx_svd.evaluate.comparison.table import json_text, write_comparison
 
     names = [name.strip() for name in metrics.split(",")] if metrics is not None else None
     found = run(dir_a, dir_b, margin=margin, metrics=names, gate_margin=gate_margin, seed=seed)

@@ -43,11 +43,11 @@ def evaluate(
     """Score a model on tasks. A stopped run continues; mlx.launch shares the work."""
     from mlx_svd.cli.progress import progress
     from mlx_svd.cli.tables import print_scores
-    from mlx_svd.evaluate.batches import BATCH_TOKENS
     from mlx_svd.evaluate.evaluate import evaluate as run
-    from mlx_svd.evaluate.prepare import expanded, task_name
-    from mlx_svd.evaluate.settings import EvaluateSettings
-    from mlx_svd.evaluate.shares import Processes
+    from mlx_svd.evaluate.jobs.prepare import expanded, task_name
+    from mlx_svd.evaluate.jobs.settings import EvaluateSettings
+    from mlx_svd.evaluate.likelihood.batches import BATCH_TOKENS
+    from mlx_svd.evaluate.results.processes import Processes
 
     settings = EvaluateSettings(
         limit=limit,

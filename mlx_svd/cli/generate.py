@@ -27,7 +27,7 @@ def generate(
     """Generate with mlx-lm. No code from the checkpoint is run."""
     from mlx_svd.checkpoint.loader import load
     from mlx_svd.errors import MlxSvdError
-    from mlx_svd.evaluate.generate import generate as run
+    from mlx_svd.evaluate.generation.generate import generate as run
 
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:

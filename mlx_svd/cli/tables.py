@@ -7,7 +7,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from mlx_svd.checkpoint.inspect import Inspection
-    from mlx_svd.evaluate.compare import Comparison
+    from mlx_svd.evaluate.comparison.compare import Comparison
     from mlx_svd.plan.plan import Plan
 
 
@@ -107,7 +107,7 @@ def print_inspection(inspection: "Inspection") -> None:
 
 def print_comparison(comparison: "Comparison") -> None:
     """One row for each metric, then what the numbers mean and what they cannot show."""
-    from mlx_svd.evaluate.compare_table import HEAD, legend, remarks, table_rows
+    from mlx_svd.evaluate.comparison.table import HEAD, legend, remarks, table_rows
 
     table = _table(list(HEAD), numbers=set(range(2, len(HEAD))) - {10})
     rows = table_rows(comparison)
@@ -131,7 +131,7 @@ def _table(columns: list[str], numbers: set[int]) -> Table:
 
 def print_scores(results: dict) -> None:
     """One row for each metric of an evaluation, then what must be known about them."""
-    from mlx_svd.evaluate.results_table import HEADER, score_rows
+    from mlx_svd.evaluate.results.table import HEADER, score_rows
 
     table = _table(list(HEADER), numbers={1, 3, 5, 6, 7})
     rows = score_rows(results)

@@ -8,7 +8,7 @@ from statistics import median
 from mlx_svd.checkpoint.layout import quantization
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.compress import compress
-from mlx_svd.evaluate.generate import generate
+from mlx_svd.evaluate.generation.generate import generate
 from mlx_svd.evaluate.perplexity import Perplexity, perplexity
 from mlx_svd.plan.make import make_plan
 from mlx_svd.plan.plan import Plan

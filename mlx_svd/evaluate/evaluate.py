@@ -10,25 +10,25 @@ from typing import Any
 from mlx_svd import __version__
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.base import find_base
-from mlx_svd.evaluate.choice_job import Subject
-from mlx_svd.evaluate.encode import context_length
-from mlx_svd.evaluate.forward import written_out
-from mlx_svd.evaluate.job import Job, Record, Score
-from mlx_svd.evaluate.model_digest import model_digest
-from mlx_svd.evaluate.prepare import (
+from mlx_svd.evaluate.jobs.base import find_base
+from mlx_svd.evaluate.jobs.choice_job import Subject
+from mlx_svd.evaluate.jobs.job import Job, Record, Score
+from mlx_svd.evaluate.jobs.prepare import (
     Bench,
     check_tasks,
     expanded,
     needs_base_results,
     prepare,
 )
-from mlx_svd.evaluate.results import results_of, with_earlier_tasks, write_results
-from mlx_svd.evaluate.results_table import write_tables
-from mlx_svd.evaluate.sample_file import SampleFile
-from mlx_svd.evaluate.scorer import Scorer
-from mlx_svd.evaluate.settings import EvaluateSettings
-from mlx_svd.evaluate.shares import Processes
+from mlx_svd.evaluate.jobs.settings import EvaluateSettings
+from mlx_svd.evaluate.likelihood.encode import context_length
+from mlx_svd.evaluate.likelihood.forward import written_out
+from mlx_svd.evaluate.likelihood.scorer import Scorer
+from mlx_svd.evaluate.results.document import results_of, with_earlier_tasks, write_results
+from mlx_svd.evaluate.results.model_digest import model_digest
+from mlx_svd.evaluate.results.processes import Processes
+from mlx_svd.evaluate.results.sample_file import SampleFile
+from mlx_svd.evaluate.results.table import write_tables
 from mlx_svd.evaluate.tasks import composite
 from mlx_svd.source.resolve import CHECKPOINT_PATTERNS, resolve_model
 from mlx_svd.source.source import read_config

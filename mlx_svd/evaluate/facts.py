@@ -10,10 +10,10 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.batches import BATCH_TOKENS
-from mlx_svd.evaluate.encode import Item, encode_items
-from mlx_svd.evaluate.scorer import Scorer
-from mlx_svd.evaluate.statistics import Share, share_of
+from mlx_svd.evaluate.likelihood.batches import BATCH_TOKENS
+from mlx_svd.evaluate.likelihood.encode import Item, encode_items
+from mlx_svd.evaluate.likelihood.scorer import Scorer
+from mlx_svd.evaluate.statistics.intervals import Share, share_of
 
 # A prompt of a fact is a sentence; it never comes near a model's context.
 _MAX_LENGTH = 1 << 20

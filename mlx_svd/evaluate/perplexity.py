@@ -10,8 +10,8 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.forward import next_token_logits
-from mlx_svd.evaluate.statistics import mean_interval
+from mlx_svd.evaluate.likelihood.forward import next_token_logits
+from mlx_svd.evaluate.statistics.intervals import mean_interval
 
 
 @dataclass(frozen=True)

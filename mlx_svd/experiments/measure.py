@@ -11,7 +11,7 @@ from mlx_svd.checkpoint.loader import load
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.divergence import BaseDistribution, base_distribution, kl_divergence
 from mlx_svd.evaluate.facts import Fact, FactRecall, facts_recalled, read_facts
-from mlx_svd.evaluate.forward import written_out
+from mlx_svd.evaluate.likelihood.forward import written_out
 from mlx_svd.evaluate.perplexity import WindowLosses, perplexity_of, ratio, window_losses
 from mlx_svd.evaluate.speed import measure_speeds
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from mlx_svd.cli.app import main
-from mlx_svd.evaluate.compare import compare
-from mlx_svd.evaluate.compare_table import json_text, legend, remarks, table_rows
+from mlx_svd.evaluate.comparison.compare import compare
+from mlx_svd.evaluate.comparison.table import json_text, legend, remarks, table_rows
 from tests.evaluate.result_folders import answers, flipped, losses, texts, write_run
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mlx_svd.checkpoint.loader import load
-from mlx_svd.evaluate.generate import generate
+from mlx_svd.evaluate.generation.generate import generate
 from mlx_svd.evaluate.perplexity import perplexity
 from mlx_svd.plan.policy import RankPolicy
 from mlx_svd.plan.recipe import Recipe

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_svd.evaluate.repetition import loops, repetition
+from mlx_svd.evaluate.generation.repetition import loops, repetition
 
 DATE = "2026-01-31T10-20-30.123456"
 

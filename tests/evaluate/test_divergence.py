@@ -5,8 +5,8 @@ import pytest
 
 from mlx_svd.checkpoint.loader import load_model
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate import forward
 from mlx_svd.evaluate.divergence import base_distribution, kl_divergence
+from mlx_svd.evaluate.likelihood import forward
 from mlx_svd.evaluate.perplexity import window_losses
 from tests.evaluate.reference import log_probs
 from tests.tiny import VOCAB, write_tiny

@@ -12,9 +12,9 @@ from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate import evaluate as evaluate_module
 from mlx_svd.evaluate.evaluate import evaluate
-from mlx_svd.evaluate.scorer import Scorer
-from mlx_svd.evaluate.settings import EvaluateSettings
-from mlx_svd.evaluate.statistics import wilson
+from mlx_svd.evaluate.jobs.settings import EvaluateSettings
+from mlx_svd.evaluate.likelihood.scorer import Scorer
+from mlx_svd.evaluate.statistics.intervals import wilson
 
 CAPITALS = [("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid"), ("Russia", "Moscow"),
             ("Egypt", "Cairo"), ("Greece", "Athens"), ("Norway", "Oslo"), ("Peru", "Lima"),

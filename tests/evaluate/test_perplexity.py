@@ -9,8 +9,8 @@ import pytest
 from mlx_svd.checkpoint.loader import load, load_model
 from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate import forward
-from mlx_svd.evaluate.generate import generate
+from mlx_svd.evaluate.generation.generate import generate
+from mlx_svd.evaluate.likelihood import forward
 from mlx_svd.evaluate.perplexity import perplexity, perplexity_of, ratio, window_losses
 from tests.evaluate.reference import losses
 from tests.tiny import VOCAB, write_tiny

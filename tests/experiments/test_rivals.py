@@ -11,7 +11,7 @@ import pytest
 
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.divergence import kl_divergence
-from mlx_svd.evaluate.forward import written_out
+from mlx_svd.evaluate.likelihood.forward import written_out
 from mlx_svd.experiments.rivals import RivalRecord, make_rival
 from mlx_svd.source.headers import read_headers
 from tests.experiments.conftest import VOCAB

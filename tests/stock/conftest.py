@@ -31,7 +31,7 @@ from mlx_svd.calibrate.text import read_windows
 from mlx_svd.checkpoint.layout import quantization
 from mlx_svd.compress import compress
 from mlx_svd.demo.run import DEMO_MODEL, PASSAGE, PROMPT
-from mlx_svd.evaluate.generate import generate
+from mlx_svd.evaluate.generation.generate import generate
 from mlx_svd.plan.make import make_plan
 from mlx_svd.plan.policy import RankPolicy
 from mlx_svd.plan.recipe import Recipe, Rule

@@ -6,7 +6,7 @@ rule), MMLU by acc. One number hides which of them moved; read the three tasks b
 
 import math
 
-from mlx_svd.evaluate.job import Score
+from mlx_svd.evaluate.jobs.job import Score
 
 NAME = "composite"
 # task, metric, weight

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlx_svd.evaluate.base import Base
-from mlx_svd.evaluate.batches import make_batches
-from mlx_svd.evaluate.choice_job import Subject
-from mlx_svd.evaluate.encode import encode_items
 from mlx_svd.evaluate.facts import Fact, fact_item, fact_margins
-from mlx_svd.evaluate.generated import answers
-from mlx_svd.evaluate.job import Job, Record, Score, mean_score
-from mlx_svd.evaluate.matching import matches
-from mlx_svd.evaluate.material import pick
-from mlx_svd.evaluate.settings import EvaluateSettings
+from mlx_svd.evaluate.jobs.base import Base
+from mlx_svd.evaluate.jobs.choice_job import Subject
+from mlx_svd.evaluate.jobs.generated import answers
+from mlx_svd.evaluate.jobs.job import Job, Record, Score, mean_score
+from mlx_svd.evaluate.jobs.matching import matches
+from mlx_svd.evaluate.jobs.settings import EvaluateSettings
+from mlx_svd.evaluate.likelihood.batches import make_batches
+from mlx_svd.evaluate.likelihood.encode import encode_items
+from mlx_svd.evaluate.rows.material import pick
 
 NAME = "facts"
 METRICS = ("acc", "acc_norm", "exact_match")

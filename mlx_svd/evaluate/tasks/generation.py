@@ -6,18 +6,18 @@ rep_2 to rep_4, loop, length, ended, distinct_1 to distinct_3; see ``evaluate.ge
 
 from collections.abc import Sequence
 
-from mlx_svd.evaluate.choice_job import Subject
-from mlx_svd.evaluate.generation import (
+from mlx_svd.evaluate.generation.prompts import SHIPPED_PROMPTS, prompts_digest, read_prompts
+from mlx_svd.evaluate.generation.quality import (
     TASK,
     GenerationSettings,
     generation_records,
     generation_texts,
 )
-from mlx_svd.evaluate.generation_summary import QUALITY_METRICS, generation_summary
-from mlx_svd.evaluate.job import Job, Record, Score, score_of
-from mlx_svd.evaluate.material import pick
-from mlx_svd.evaluate.prompts import SHIPPED_PROMPTS, prompts_digest, read_prompts
-from mlx_svd.evaluate.settings import EvaluateSettings
+from mlx_svd.evaluate.generation.summary import QUALITY_METRICS, generation_summary
+from mlx_svd.evaluate.jobs.choice_job import Subject
+from mlx_svd.evaluate.jobs.job import Job, Record, Score, score_of
+from mlx_svd.evaluate.jobs.settings import EvaluateSettings
+from mlx_svd.evaluate.rows.material import pick
 
 NAME = TASK
 

@@ -14,16 +14,16 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.choice_job import Subject
 from mlx_svd.evaluate.divergence import window_divergences
-from mlx_svd.evaluate.encode import tokens_of
-from mlx_svd.evaluate.greedy import greedy_tokens
-from mlx_svd.evaluate.job import Job, Record, Score
-from mlx_svd.evaluate.material import pick
-from mlx_svd.evaluate.scorer import Scorer
-from mlx_svd.evaluate.settings import EvaluateSettings
-from mlx_svd.evaluate.statistics import mean_interval
-from mlx_svd.evaluate.wikitext import detokenized
+from mlx_svd.evaluate.jobs.choice_job import Subject
+from mlx_svd.evaluate.jobs.job import Job, Record, Score
+from mlx_svd.evaluate.jobs.settings import EvaluateSettings
+from mlx_svd.evaluate.likelihood.encode import tokens_of
+from mlx_svd.evaluate.likelihood.greedy import greedy_tokens
+from mlx_svd.evaluate.likelihood.scorer import Scorer
+from mlx_svd.evaluate.rows.material import pick
+from mlx_svd.evaluate.rows.wikitext import detokenized
+from mlx_svd.evaluate.statistics.intervals import mean_interval
 
 NAME = "kl"
 _WINDOW, _PROMPT, _CONTINUED, _BATCH = 512, 32, 64, 4

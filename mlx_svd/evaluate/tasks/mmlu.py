@@ -8,9 +8,9 @@ scored. Metric: acc.
 from typing import Any
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.choice_task import ChoiceTask, accuracy
-from mlx_svd.evaluate.hub import Hub
-from mlx_svd.evaluate.rows import Row, choice_row
+from mlx_svd.evaluate.jobs.choice_task import ChoiceTask, accuracy
+from mlx_svd.evaluate.rows.hub import Hub
+from mlx_svd.evaluate.rows.read import Row, choice_row
 
 _LETTERS = "ABCD"
 

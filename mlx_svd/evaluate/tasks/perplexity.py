@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.batches import make_batches
-from mlx_svd.evaluate.choice_job import Subject
-from mlx_svd.evaluate.encode import prefix_token, tokens_of
-from mlx_svd.evaluate.hub import Hub, hub_rows
-from mlx_svd.evaluate.job import Job, Record, Score
-from mlx_svd.evaluate.material import find_file, pick
-from mlx_svd.evaluate.rolling import rolling_items
-from mlx_svd.evaluate.settings import EvaluateSettings
-from mlx_svd.evaluate.statistics import mean_interval
-from mlx_svd.evaluate.wikitext import count_words, detokenized
+from mlx_svd.evaluate.jobs.choice_job import Subject
+from mlx_svd.evaluate.jobs.job import Job, Record, Score
+from mlx_svd.evaluate.jobs.settings import EvaluateSettings
+from mlx_svd.evaluate.likelihood.batches import make_batches
+from mlx_svd.evaluate.likelihood.encode import prefix_token, tokens_of
+from mlx_svd.evaluate.likelihood.rolling import rolling_items
+from mlx_svd.evaluate.rows.hub import Hub, hub_rows
+from mlx_svd.evaluate.rows.material import find_file, pick
+from mlx_svd.evaluate.rows.wikitext import count_words, detokenized
+from mlx_svd.evaluate.statistics.intervals import mean_interval
 from mlx_svd.source.source import brief
 
 NAME, FILE = "perplexity", "wikitext-2.test.txt"

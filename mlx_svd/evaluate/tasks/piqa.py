@@ -6,8 +6,8 @@ lm-eval 1.0. Metrics: acc, acc_norm.
 
 from typing import Any
 
-from mlx_svd.evaluate.choice_task import ChoiceTask
-from mlx_svd.evaluate.hub import Hub
+from mlx_svd.evaluate.jobs.choice_task import ChoiceTask
+from mlx_svd.evaluate.rows.hub import Hub
 
 
 def from_hub(row: dict[str, Any]) -> dict[str, Any]:

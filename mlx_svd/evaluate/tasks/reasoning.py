@@ -10,12 +10,12 @@ import json
 import random
 from collections.abc import Sequence
 
-from mlx_svd.evaluate.choice_job import Subject
-from mlx_svd.evaluate.generated import answers
-from mlx_svd.evaluate.job import Job, Record, Score, mean_score
-from mlx_svd.evaluate.matching import matches
-from mlx_svd.evaluate.material import pick
-from mlx_svd.evaluate.settings import EvaluateSettings
+from mlx_svd.evaluate.jobs.choice_job import Subject
+from mlx_svd.evaluate.jobs.generated import answers
+from mlx_svd.evaluate.jobs.job import Job, Record, Score, mean_score
+from mlx_svd.evaluate.jobs.matching import matches
+from mlx_svd.evaluate.jobs.settings import EvaluateSettings
+from mlx_svd.evaluate.rows.material import pick
 
 NAME = "reasoning"
 _SEED, _EACH, _BATCH = 4, 30, 40

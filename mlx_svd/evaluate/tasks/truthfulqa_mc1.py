@@ -6,9 +6,9 @@ authors' six questions and answers and takes no other examples, as lm-eval 2.0. 
 
 from functools import partial
 
-from mlx_svd.evaluate.choice_task import ChoiceTask, accuracy
-from mlx_svd.evaluate.hub import Hub
-from mlx_svd.evaluate.rows import Row, targets_row
+from mlx_svd.evaluate.jobs.choice_task import ChoiceTask, accuracy
+from mlx_svd.evaluate.rows.hub import Hub
+from mlx_svd.evaluate.rows.read import Row, targets_row
 
 FILE = "truthfulqa_mc.jsonl"
 HUB = Hub("truthfulqa/truthful_qa", "multiple_choice", "validation")

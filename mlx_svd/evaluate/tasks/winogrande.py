@@ -8,9 +8,9 @@ blank is scored, as lm-eval 1.0. Metric: acc.
 from typing import Any
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.choice_task import ChoiceTask, accuracy
-from mlx_svd.evaluate.hub import Hub
-from mlx_svd.evaluate.rows import Row, choice_row
+from mlx_svd.evaluate.jobs.choice_task import ChoiceTask, accuracy
+from mlx_svd.evaluate.rows.hub import Hub
+from mlx_svd.evaluate.rows.read import Row, choice_row
 
 
 def from_hub(row: dict[str, Any]) -> dict[str, Any]:

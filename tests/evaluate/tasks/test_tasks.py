@@ -11,9 +11,9 @@ from mlx_svd.checkpoint.loader import load
 from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.evaluate import evaluate
-from mlx_svd.evaluate.fact_rows import facts_file
-from mlx_svd.evaluate.job import Score
-from mlx_svd.evaluate.settings import EvaluateSettings
+from mlx_svd.evaluate.jobs.job import Score
+from mlx_svd.evaluate.jobs.settings import EvaluateSettings
+from mlx_svd.evaluate.rows.fact_rows import facts_file
 from mlx_svd.evaluate.tasks import CHOICE_TASKS
 from mlx_svd.evaluate.tasks.composite import composite
 from mlx_svd.evaluate.tasks.reasoning import questions
@@ -142,7 +142,7 @@ def test_perplexity_is_that_of_single_windows(data, tmp_path, demo):
     results = run(["perplexity"], tmp_path / "out", data_dir=data, max_length=128)
     records = read(tmp_path / "out/samples_perplexity.jsonl")
     stored = (data / "wikitext-2.test.txt").read_text()
-    from mlx_svd.evaluate.wikitext import detokenized
+    from mlx_svd.evaluate.rows.wikitext import detokenized
 
     tokens = [tokenizer.bos_token_id, *tokenizer.encode(detokenized(stored), verbose=False)]
     total, first = 0.0, losses(model, tokens[:129]).sum()
@@ -191,7 +191,7 @@ def test_kl_and_first_divergence_are_those_of_single_windows(data, tmp_path, dem
         base=str(DEMO_MODEL),
     )  # fmt: skip
     records = read(tmp_path / "out/samples_kl.jsonl")
-    from mlx_svd.evaluate.wikitext import detokenized
+    from mlx_svd.evaluate.rows.wikitext import detokenized
 
     stored = (data / "wikitext-2.test.txt").read_text()
     tokens = tokenizer.encode(detokenized(stored), verbose=False)

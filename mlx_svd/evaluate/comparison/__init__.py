@@ -1,0 +1,1 @@
+"""Two result folders on the same items -> what differs."""

@@ -1,0 +1,203 @@
+"""Compare two evaluated models on the same items: what differs, what is equal, what is unknown."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.comparison.metric_comparison import (
+    MetricComparison,
+    compare_estimates,
+    compare_metric,
+    judged,
+)
+from mlx_svd.evaluate.comparison.pairing import Row, check_same_items, pair_metric
+from mlx_svd.evaluate.comparison.sample_metrics import Metric, row_metrics
+from mlx_svd.evaluate.comparison.samples import Run, read_run
+from mlx_svd.evaluate.generation.gate import LOOP_MARGIN, Gate, generation_gate
+from mlx_svd.evaluate.generation.summary import distinct_differences, distinct_estimates
+
+MARGIN = 0.01
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """a, b: names of the models; margin: of equivalence; rows; gate: on loops, if both runs
+    generated text; notes: what was not compared, and why."""
+
+    a: str
+    b: str
+    margin: float
+    rows: list[MetricComparison]
+    gate: Gate | None
+    notes: list[str]
+
+    def record(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        found = asdict(self)
+        if self.gate is not None:
+            found["gate"] = {
+                "verdict": self.gate.verdict,
+                "lines": self.gate.lines,
+                **found["gate"],
+            }
+        return found
+
+
+def compare(
+    folder_a: str | Path,
+    folder_b: str | Path,
+    *,
+    margin: float = MARGIN,
+    metrics: Sequence[str] | None = None,
+    gate_margin: float = LOOP_MARGIN,
+    seed: int = 0,
+) -> Comparison:
+    """Compare the run in folder B with the one in folder A (the base) on their common tasks.
+
+    margin: what counts as equal, in the metric's unit (0.01: one point of a share, 1 % of a
+    perplexity). metrics: only these, chosen beforehand, so that there are fewer tests to correct
+    for. gate_margin: rise of the loop rate that is allowed. seed: of resampling. Raises
+    MlxSvdError for folders without results, without common tasks or the metrics asked for, and for
+    runs on different data, items, numbers of examples or task versions, naming what differs.
+    """
+    a, b = read_run(folder_a), read_run(folder_b)
+    common = [task for task in a.tasks if task in b.tasks]
+    if not common:
+        raise MlxSvdError(
+            f"{a.folder} and {b.folder} have no task in common ({', '.join(a.tasks)} and "
+            f"{', '.join(b.tasks)}); evaluate both on the same tasks"
+        )
+    notes = [*a.notes, *b.notes, *_other_settings(a, b)]
+    for run, other, name in ((a, b, "A"), (b, a, "B")):
+        if only := sorted(run.tasks.keys() - other.tasks.keys()):
+            notes.append(f"not compared, only in {name}: {', '.join(only)}")
+    rows: list[MetricComparison] = []
+    for task in common:
+        _check_conditions(a, b, task)
+        rows += _task_rows(a, b, task, margin, metrics, seed, notes)
+    found = {row.metric.split(",")[0] for row in rows}
+    lacking = [name for name in metrics or () if name not in found]
+    if lacking or not rows:
+        remedy = "leave out --metrics to see all" if metrics else "evaluate both again"
+        raise MlxSvdError(
+            f"{a.folder} and {b.folder} have no metric {', '.join(lacking)} in common for the "
+            f"items of {', '.join(common)}; {remedy}"
+        )
+    gate = _gate(a, b, gate_margin, seed)
+    return Comparison(a.model, b.model, margin, judged(rows), gate, notes)
+
+
+def _other_settings(a: Run, b: Run) -> list[str]:
+    """Settings that may differ between models but change what a difference means."""
+    settings = [run.condition("settings") or {} for run in (a, b)]
+    pairs = {key: [s.get(key) for s in settings] for key in ("max_length", "scoring")}
+    pairs["dtype"] = [run.condition("model_dtype") for run in (a, b)]
+    return [
+        f"{key}: {one} in A, {other} in B" for key, (one, other) in pairs.items() if one != other
+    ]
+
+
+def _check_conditions(a: Run, b: Run, task: str) -> None:
+    check_same_items(task, a.tasks[task], b.tasks[task])
+    for key, what in (("n-shot", "number of examples"), ("versions", "version of the task")):
+        one, other = a.of_task(key, task), b.of_task(key, task)
+        if one is not None and other is not None and one != other:
+            raise MlxSvdError(
+                f"{task}: the {what} differs: {one} in A, {other} in B; evaluate both alike"
+            )
+    if a.of_task("n-shot", task):
+        one, other = a.condition("fewshot_seed"), b.condition("fewshot_seed")
+        if one != other:
+            raise MlxSvdError(
+                f"{task}: the seed of the examples differs: {one} in A, {other} in B; evaluate "
+                "both alike"
+            )
+    one, other = a.data_hash(task), b.data_hash(task)
+    if one is not None and other is not None and one != other:
+        raise MlxSvdError(
+            f"{task}: the data differ: hash {one[:12]} in A, {other[:12]} in B; evaluate both on "
+            "the same data"
+        )
+
+
+def _task_rows(
+    a: Run,
+    b: Run,
+    task: str,
+    margin: float,
+    wanted: Sequence[str] | None,
+    seed: int,
+    notes: list[str],
+) -> list[MetricComparison]:
+    (found, skipped), (others, _) = row_metrics(a, task), row_metrics(b, task)
+    if skipped:
+        notes.append(f"{task}: not compared, no number per item: {', '.join(skipped)}")
+    if only := {m.name for m in found} ^ {m.name for m in others}:
+        notes.append(f"{task}: not compared, only in one run: {', '.join(sorted(only))}")
+        found = [metric for metric in found if metric.name not in only]
+    rows = []
+    for metric in found:
+        if wanted is not None and metric.name not in wanted:
+            continue
+        for kind, rows_a, rows_b in _filters(a.tasks[task], b.tasks[task]):
+            if metric.name == "nats/token" and _other_tokens(rows_a, rows_b, metric):
+                notes.append(f"{task}: nats/token not compared: the models tokenize differently")
+                continue
+            name = f"{metric.name},{kind}" if kind else metric.name
+            pair = pair_metric(task, name, metric.field, rows_a, rows_b, metric.weight)
+            if pair is None:
+                notes.append(f"{task}: {name} not compared: no item has a value in both")
+                continue
+            level = a.chance(task, metric.name)
+            rows.append(compare_metric(task, pair, metric.better, margin, level, seed))
+            if pair.missing:
+                notes.append(f"{task}: {name}: {pair.missing} items without a value were left out")
+    if _generated(a, b, task):
+        rows += _distinct_rows(task, a.tasks[task], b.tasks[task], margin, wanted)
+    return rows
+
+
+def _filters(a: list[Row], b: list[Row]) -> list[tuple[str, list[Row], list[Row]]]:
+    """(name shown, rows of A, rows of B) of each filter; the only one needs no name."""
+    kinds = list(dict.fromkeys(row.get("filter", "") for row in a))
+    return [
+        (
+            kind if len(kinds) > 1 else "",
+            [row for row in a if row.get("filter", "") == kind],
+            [row for row in b if row.get("filter", "") == kind],
+        )
+        for kind in kinds
+    ]
+
+
+def _distinct_rows(
+    task: str, a: list[Row], b: list[Row], margin: float, wanted: Sequence[str] | None
+) -> list[MetricComparison]:
+    before, after = distinct_estimates(a), distinct_estimates(b)
+    return [
+        compare_estimates(task, name, before[name], after[name], difference, margin)
+        for name, difference in distinct_differences(a, b).items()
+        if wanted is None or name.split(",")[0] in wanted
+    ]
+
+
+def _gate(a: Run, b: Run, margin: float, seed: int) -> Gate | None:
+    tasks = [task for task in a.tasks if task in b.tasks and _generated(a, b, task)]
+    if not tasks:
+        return None
+    return generation_gate(a.tasks[tasks[0]], b.tasks[tasks[0]], margin=margin, seed=seed)
+
+
+def _generated(a: Run, b: Run, task: str) -> bool:
+    """Whether both runs hold records of ``generation_quality``."""
+    needed = {"loop", "tokens", "filter", "length"}
+    return all(needed <= row.keys() for run in (a, b) for row in run.tasks[task])
+
+
+def _other_tokens(a: list[Row], b: list[Row], metric: Metric) -> bool:
+    one, other = (
+        {(r.get("id", r.get("doc_id"))): r[metric.weight] for r in rows} for rows in (a, b)
+    )
+    return one != other

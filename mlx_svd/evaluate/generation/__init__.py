@@ -1,0 +1,1 @@
+"""Texts that a model writes: one, or many with their quality."""

@@ -1,0 +1,1 @@
+"""Rows and a model -> batches to run, and scores of their records."""

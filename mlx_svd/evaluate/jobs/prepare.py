@@ -1,0 +1,147 @@
+"""A task's name, or a file of one's own -> a job."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.jobs.base import Base
+from mlx_svd.evaluate.jobs.choice_job import Subject, answer_job, choice_job
+from mlx_svd.evaluate.jobs.choice_task import ChoiceTask
+from mlx_svd.evaluate.jobs.job import Job
+from mlx_svd.evaluate.jobs.settings import EvaluateSettings
+from mlx_svd.evaluate.likelihood.scorer import Scorer
+from mlx_svd.evaluate.rows.fact_rows import HUB as FACTS_HUB
+from mlx_svd.evaluate.rows.fact_rows import facts_file, hub_facts
+from mlx_svd.evaluate.rows.material import choice_material, file_material, find_file
+from mlx_svd.evaluate.rows.read import answer_row, choice_row, read_jsonl
+from mlx_svd.evaluate.tasks import (
+    CHOICE_TASKS,
+    check_name,
+    composite,
+    conversation,
+    facts,
+    generation,
+    kl,
+    perplexity,
+    reasoning,
+)
+
+_SUFFIXES = (".jsonl", ".json", ".txt")
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raise MlxSvdError for a name that is neither a task nor a file, before anything is loaded,
+    and for one that is given twice."""
+    if not tasks:
+        raise MlxSvdError("--tasks: names no task; give one or more, comma-separated")
+    names = [task_name(task) for task in tasks]
+    for name, task in zip(names, tasks, strict=True):
+        if not _is_file(task):
+            check_name(task)
+        if names.count(name) > 1:
+            raise MlxSvdError(f"{task}: the task {name} is given twice; rename or leave out one")
+
+
+@dataclass
+class Bench:
+    """What jobs are made for: the model under test, and what it is compared with.
+
+    base: results of the base model, None without; base_scorer: loads the base model itself, None
+    if only its results are there.
+    """
+
+    subject: Subject
+    settings: EvaluateSettings
+    base: Base | None = None
+    base_scorer: Callable[[], Scorer] | None = None
+
+
+def needs_base_results(tasks: Sequence[str]) -> list[str]:
+    """Those of the tasks that a base model has to be evaluated on, to compare item by item."""
+    return [t for t in tasks if _is_file(t) or t in CHOICE_TASKS or t == facts.NAME]
+
+
+def expanded(tasks: Sequence[str]) -> list[str]:
+    """With the parts of the composite, each once, in the order in which they are first named."""
+    names: dict[str, None] = {}
+    for task in tasks:
+        parts = [part for part, _, _ in composite.PARTS] if task == composite.NAME else [task]
+        names |= dict.fromkeys(parts)
+    return list(names)
+
+
+def prepare(task: str, bench: Bench) -> Job:
+    """The job of one task. Raises MlxSvdError naming task, file and line for bad rows."""
+    settings = bench.settings
+    if _is_file(task):
+        return _own(Path(task), bench)
+    if task in CHOICE_TASKS:
+        chosen = CHOICE_TASKS[task]
+        material = choice_material(chosen, settings)
+        return choice_job(chosen, material, bench.subject, settings, bench.base)
+    if task == facts.NAME:
+        return _facts(bench)
+    if task == reasoning.NAME:
+        return reasoning.job(bench.subject, settings)
+    if task == generation.NAME:
+        return generation.job(bench.subject, settings)
+    if task == conversation.NAME:
+        return conversation.job(*conversation.read(settings), bench.subject, settings)
+    text, origin = perplexity.read_text(settings)
+    if task == perplexity.NAME:
+        return perplexity.job(text, origin, bench.subject, settings)
+    if bench.base_scorer is None:
+        raise MlxSvdError("kl: compares with another model's predictions; give --base MODEL")
+    return kl.job(text, origin, bench.subject, bench.base_scorer, settings)
+
+
+def _facts(bench: Bench) -> Job:
+    settings = bench.settings
+    if settings.data_dir is None:
+        found, origin = hub_facts(), FACTS_HUB.repo
+    else:
+        path = find_file(settings.data_dir, "facts.json")
+        found, origin = facts_file(path, settings.seed), path.name
+    return facts.job(found, origin, bench.subject, settings, bench.base)
+
+
+def _own(path: Path, bench: Bench) -> Job:
+    """A task made of the user's rows: {question, choices, label} or {prompt, answer} in JSON lines,
+    a JSON list of facts, or a text."""
+    name, subject, settings = _file_name(path), bench.subject, bench.settings
+    if path.suffix == ".txt":
+        return perplexity.job(perplexity.plain_text(path), path.name, subject, settings, name)
+    if path.suffix == ".json":
+        found = facts_file(path, settings.seed)
+        return facts.job(found, path.name, subject, settings, bench.base, name)
+    where, first = next(read_jsonl(path))
+    if "choices" in first:
+        # The question is the prompt, word by word: whoever wants "Question:" writes it there.
+        task = ChoiceTask(name, prompt=lambda row: row.question)
+        material = file_material(path, choice_row, settings)
+        return choice_job(task, material, subject, settings, bench.base)
+    if "answer" in first:
+        return answer_job(name, file_material(path, answer_row, settings), subject, settings)
+    keys = json.dumps(sorted(first))
+    raise MlxSvdError(
+        f"{where} has the fields {keys}; give question, choices and label, or prompt and answer"
+    )
+
+
+def _is_file(task: str) -> bool:
+    return Path(task).suffix in _SUFFIXES or "/" in task
+
+
+def task_name(task: str) -> str:
+    """Under which a task or a file appears in results. Raises MlxSvdError for a missing file."""
+    return _file_name(Path(task)) if _is_file(task) else task
+
+
+def _file_name(path: Path) -> str:
+    """Name of the task of a file; it becomes part of names of files."""
+    if not path.is_file():
+        raise MlxSvdError(f"{path}: no such file of rows")
+    return re.sub(r"[^\w.-]", "_", path.stem)

@@ -1,0 +1,126 @@
+"""Which items are scored together. It depends on the items alone, so that a resumed run and a run
+on several machines compute the same batches, and so the same numbers."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlx_svd.evaluate.likelihood.encode import EncodedItem
+
+# Padded tokens of one forward pass.
+BATCH_TOKENS = 4096
+# Keys that the continuations of one batch may look at, in tokens per padded token.
+_KEYS_PER_TOKEN = 16
+# A pass ends where rows get this much shorter than its longest one, once it has enough tokens to
+# keep the processor busy: padding costs as much as text.
+SHORTER, ENOUGH = 0.8, 256
+# A prefix that several items have in common is computed once from this length on.
+_SHARED = 32
+
+
+@dataclass(frozen=True)
+class Batch:
+    """items: indices, longest contexts first; shared: how many first tokens all their contexts
+    have in common with the others of their cluster, whose keys and values are computed once."""
+
+    items: tuple[int, ...]
+    shared: int
+
+
+@dataclass(frozen=True)
+class _Size:
+    """rows and width of the prompts of some items, of the continuations after them, and the
+    longest continuation."""
+
+    rows: int
+    width: int
+    next_rows: int
+    next_width: int
+
+    def with_(self, other: "_Size") -> "_Size":
+        return _Size(
+            self.rows + other.rows,
+            max(self.width, other.width),
+            self.next_rows + other.next_rows,
+            max(self.next_width, other.next_width),
+        )
+
+    def fits(self, shared: int, tokens: int, max_length: int) -> bool:
+        keys = self.next_rows * (shared + self.width + self.next_width)
+        return (
+            self.rows * self.width <= tokens
+            and self.next_rows * self.next_width <= tokens
+            and keys <= _KEYS_PER_TOKEN * tokens
+            # Padding may not reach past the last learned position: MLX would read other memory.
+            and shared + self.width + self.next_width <= max_length
+        )
+
+
+def make_batches(
+    items: Sequence[EncodedItem], max_length: int, tokens: int = BATCH_TOKENS
+) -> list[Batch]:
+    """Every item in exactly one batch; an item is never divided.
+
+    max_length: of the model; tokens: padded tokens of a forward pass, unless one item has more.
+    """
+    clusters: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, item in enumerate(items):
+        clusters[item.pairs[0][0][:_SHARED]].append(index)
+    batches, rest = [], []
+    for members in clusters.values():
+        shared = _common(items, members)
+        if shared < _SHARED or len(members) == 1:
+            rest += members
+        else:
+            batches += _cut(items, members, shared, max_length, tokens)
+    return batches + _cut(items, rest, 0, max_length, tokens)
+
+
+def _common(items: Sequence[EncodedItem], members: list[int]) -> int:
+    """First tokens that all contexts of these items have in common, at most all but the last."""
+    contexts = [context for i in members for context, _ in items[i].pairs]
+    low, high = min(contexts), max(contexts)
+    limit = min(len(context) for context in contexts) - 1
+    same = (k for k, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
+    return min(limit, next(same, limit))
+
+
+def _cut(
+    items: Sequence[EncodedItem], members: list[int], shared: int, max_length: int, tokens: int
+) -> list[Batch]:
+    sizes = {i: _size(items[i], shared) for i in members}
+    order = sorted(members, key=lambda i: (-sizes[i].width, -sizes[i].next_width, i))
+    batches, current, total = [], [], None
+    for i in order:
+        grown = sizes[i] if total is None else total.with_(sizes[i])
+        if current and (
+            not grown.fits(shared, tokens, max_length)
+            or ends_pass(total.width, total.rows, sizes[i].width)
+        ):
+            batches.append(Batch(tuple(current), shared))
+            current, grown = [], sizes[i]
+        current.append(i)
+        total = grown
+    return batches + ([Batch(tuple(current), shared)] if current else [])
+
+
+def ends_pass(longest: int, rows: int, length: int) -> bool:
+    """Is a row of ``length`` better put into another pass than the ``rows`` before it?"""
+    return length < SHORTER * longest and longest * rows >= ENOUGH
+
+
+def _size(item: EncodedItem, shared: int) -> _Size:
+    groups = grouped(item)
+    widths = [len(c) - shared + (len(n[0]) - 1 if len(n) == 1 else 0) for c, n in groups]
+    following = [len(n) - 1 for _, names in groups if len(names) > 1 for n in names if len(n) > 1]
+    return _Size(len(groups), max(widths), len(following), max(following, default=0))
+
+
+def grouped(
+    item: EncodedItem,
+) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
+    """(context, its continuations), contexts in the order in which they first appear."""
+    groups: dict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
+    for context, continuation in item.pairs:
+        groups[context].append(continuation)
+    return list(groups.items())

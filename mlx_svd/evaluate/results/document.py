@@ -1,0 +1,160 @@
+"""Scores of all tasks in the schema of lm-eval's results JSON, with their conditions."""
+
+import json
+import platform
+import resource
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_svd import __version__
+from mlx_svd.checkpoint.disk import replace_file
+from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.jobs.job import Job, Score, metric_key
+from mlx_svd.evaluate.jobs.settings import EvaluateSettings
+
+RESULTS_FILE = "results.json"
+_BY_TASK = (
+    "results",
+    "group_subtasks",
+    "configs",
+    "versions",
+    "n-shot",
+    "higher_is_better",
+    "n-samples",
+    "intervals",
+    "data_hashes",
+    "task_hashes",
+    "task_seconds",
+)
+_PACKAGES = ("mlx", "mlx-lm", "numpy", "scipy", "transformers", "tokenizers")
+
+
+def results_of(
+    scored: Sequence[tuple[Job, dict[str, Score], float]],
+    *,
+    model: str,
+    digest: str,
+    settings: EvaluateSettings,
+    max_length: int,
+    began: float,
+    processes: int,
+) -> dict[str, Any]:
+    """The whole document. scored: job, its scores and the seconds it took.
+
+    Beside lm-eval's keys stand ``intervals`` (95 %, chance level and whether it is inside),
+    ``data_hashes``, ``versions_of_packages``, ``command``, ``peak_memory`` and ``notes``.
+    """
+    jobs = [job for job, _, _ in scored]
+    return {
+        "results": {job.task: _metrics(job, scores) for job, scores, _ in scored},
+        "group_subtasks": {job.task: [] for job in jobs},
+        "configs": {job.task: _config(job) for job in jobs},
+        "versions": {job.task: job.version for job in jobs},
+        "n-shot": {job.task: job.shots for job in jobs},
+        "higher_is_better": {
+            job.task: {name: score.higher_is_better for name, score in scores.items()}
+            for job, scores, _ in scored
+        },
+        "n-samples": {job.task: {"original": job.total, "effective": len(job.ids)} for job in jobs},
+        "config": {
+            "model": "mlx-svd",
+            "model_args": {"path": model, "dtype": settings.dtype},
+            "model_dtype": settings.dtype,
+            "model_sha": digest,
+            "batch_size": None,
+            "device": str(mx.default_device()),
+            "limit": settings.limit,
+            "random_seed": settings.seed,
+            "fewshot_seed": settings.seed,
+            "settings": settings.conditions(),
+        },
+        "intervals": {job.task: _intervals(scores) for job, scores, _ in scored},
+        "data_hashes": {job.task: job.digest for job in jobs},
+        "task_hashes": {job.task: job.digest for job in jobs},
+        "notes": [note for job in jobs for note in job.notes],
+        "model_source": "mlx-svd",
+        "model_name": model,
+        "model_name_sanitized": model.replace("/", "__"),
+        "max_length": max_length,
+        "chat_template": None,
+        "date": began,
+        "total_evaluation_time_seconds": str(time.time() - began),
+        "task_seconds": {job.task: seconds for job, _, seconds in scored},
+        "peak_memory": peak_memory(),
+        "processes": processes,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions_of_packages": {"mlx-svd": __version__}
+        | {name: version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def peak_memory() -> dict[str, int]:
+    """Bytes: of this process as the system counts them, and of MLX's arrays."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts bytes here, Linux kilobytes.
+    return {"process": peak if sys.platform == "darwin" else peak * 1024,
+            "mlx": mx.get_peak_memory()}  # fmt: skip
+
+
+def with_earlier_tasks(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """The results, and those of other tasks that this folder holds of the same model."""
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        return results
+    try:
+        earlier = json.loads(path.read_bytes())
+        if earlier["config"]["model_sha"] != results["config"]["model_sha"]:
+            return results
+        kept = {key: {**earlier[key], **results[key]} for key in _BY_TASK}
+        notes = [n for n in earlier["notes"] if n.partition(":")[0] not in results["results"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MlxSvdError(
+            f"{path}: is no result of mlx-svd evaluate; give another --output-dir"
+        ) from error
+    return {**results, **kept, "notes": [*notes, *results["notes"]]}
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """Write results.json; it appears when it is complete."""
+    replace_file(folder / RESULTS_FILE, json.dumps(results, indent=2).encode())
+
+
+def _metrics(job: Job, scores: dict[str, Score]) -> dict[str, Any]:
+    found: dict[str, Any] = {"alias": job.task, "name": job.task, "sample_len": len(job.ids)}
+    for name, score in scores.items():
+        found[metric_key(name)] = score.value
+        # lm-eval writes "N/A" where there is no standard error.
+        found[metric_key(name, "_stderr")] = "N/A" if score.stderr is None else score.stderr
+    return found
+
+
+def _intervals(scores: dict[str, Score]) -> dict[str, Any]:
+    return {
+        name: {
+            "low": score.low,
+            "high": score.high,
+            "n": score.n,
+            "chance": score.chance,
+            "at_chance": score.at_chance,
+        }
+        for name, score in scores.items()
+    }
+
+
+def _config(job: Job) -> dict[str, Any]:
+    return {
+        "task": job.task,
+        "dataset_path": job.origin,
+        "num_fewshot": job.shots,
+        "metadata": {"version": job.version},
+        **job.config,
+    }
