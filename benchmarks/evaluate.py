@@ -25,10 +25,10 @@ from benchmarks.common import (
 )
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.demo.run import DEMO_MODEL
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
 from mlx_svd.evaluate.likelihood.encode import Item, encode_items
 from mlx_svd.evaluate.likelihood.scorer import Scorer
 from mlx_svd.evaluate.rows.material import choice_material
+from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.tasks import CHOICE_TASKS
 
 SHARED = Path(os.environ.get("MLX_SVD_SHARED", Path(__file__).resolve().parents[2] / "shared"))

@@ -29,7 +29,7 @@ class disk_errors:
         remedy = "make room" if error.errno in _FULL else "make it writable"
         raise MlxSvdError(
             f"{self.folder}: {reason}; {remedy} and repeat the command, which continues where it "
-            "stopped, or give another --mlx-path"
+            "stopped, or give another folder"
         ) from error
 
 

@@ -13,6 +13,8 @@ from mlx_svd.errors import MlxSvdError
 
 # Of config.json's ``mlx_svd`` section: a reader refuses a newer one.
 CONFIG_FORMAT = 1
+# In which unquantized tensors are stored, and models are run.
+DTYPES = ("float32", "float16", "bfloat16")
 FORMS = ("dense", "factored", "pivot", "corrected", "sliced")
 # Below 8 bits the coefficients of the pivot form lose the matrix (about 40 % error at 4 bits).
 PIVOT_MIN_BITS = 8

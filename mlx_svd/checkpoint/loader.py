@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from mlx_svd.checkpoint.layout import CONFIG_FORMAT
+from mlx_svd.checkpoint.layout import CONFIG_FORMAT, DTYPES
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.models import modeling_mlx_svd
 from mlx_svd.source.families import parameter_names
@@ -49,6 +49,8 @@ def load_model(
     """(model, config) of a local folder; as :func:`load` without the tokenizer."""
     from mlx_lm.utils import load_model as mlx_lm_load_model
 
+    if dtype not in (None, *DTYPES):
+        raise MlxSvdError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
     overrides, module = model_definition(folder)
     read_headers(folder)  # names a truncated file, where mlx-lm would say less
     try:

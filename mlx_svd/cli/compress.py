@@ -71,7 +71,7 @@ def compress(
         show(found.plan, json_)
         return
     from mlx_svd.cli.progress import progress, unit_work
-    from mlx_svd.cli.tables import progress_console, share
+    from mlx_svd.cli.tables import progress_console, share, touched_bytes
     from mlx_svd.compress import compress as run
 
     for note in found.plan.notes:
@@ -92,10 +92,9 @@ def compress(
     if json_:
         print(json.dumps({"mlx_path": str(mlx_path), "plan": plan.to_json()}, indent=2))
     else:
-        changed = sum(p.changed for p in plan.projections)
+        print(touched_bytes(plan))
         print(
-            f"{mlx_path}: {changed} projections truncated, {plan.bytes_before:,} -> "
-            f"{plan.bytes_after:,} bytes of tensor data "
+            f"{mlx_path}: {plan.bytes_before:,} -> {plan.bytes_after:,} bytes of tensor data "
             f"({share(plan.bytes_after, plan.bytes_before)})"
         )
 

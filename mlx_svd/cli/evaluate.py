@@ -45,9 +45,9 @@ def evaluate(
     from mlx_svd.cli.tables import print_scores
     from mlx_svd.evaluate.evaluate import evaluate as run
     from mlx_svd.evaluate.jobs.prepare import expanded, task_name
-    from mlx_svd.evaluate.jobs.settings import EvaluateSettings
     from mlx_svd.evaluate.likelihood.batches import BATCH_TOKENS
     from mlx_svd.evaluate.results.processes import Processes
+    from mlx_svd.evaluate.settings import EvaluateSettings
 
     settings = EvaluateSettings(
         limit=limit,

@@ -57,18 +57,25 @@ def print_plan(plan: "Plan") -> None:
         )
     out = console()
     out.print(table)
-    touched = [p for p in plan.projections if p.changed]
-    before, after = (sum(getattr(p, k) for p in touched) for k in ("bytes_before", "bytes_after"))
-    out.print(
-        f"truncated: {len(touched)} of {len(plan.projections)} projections, "
-        f"{size(before)} -> {size(after)} ({share(after, before)} of their bytes)"
-    )
+    out.print(touched_bytes(plan))
     out.print(
         f"whole checkpoint: {plan.bytes_before:,} -> {plan.bytes_after:,} bytes of tensor data "
         f"({share(plan.bytes_after, plan.bytes_before)})"
     )
     for note in plan.notes:
         out.print(f"note: {note}")
+
+
+def touched_bytes(plan: "Plan") -> str:
+    """What became of the projections that could be compressed."""
+    asked = [p for p in plan.projections if p.projection.name in plan.compressible]
+    before, after = (sum(getattr(p, k) for p in asked) for k in ("bytes_before", "bytes_after"))
+    truncated = sum(p.changed for p in asked)
+    quantized = sum(p.quantization is not None for p in asked)
+    return (
+        f"{','.join(plan.compressible)}: {truncated} of {len(asked)} projections truncated, "
+        f"{quantized} quantized, {before:,} -> {after:,} bytes ({share(after, before)})"
+    )
 
 
 def print_inspection(inspection: "Inspection") -> None:

@@ -20,7 +20,6 @@ from mlx_svd.evaluate.jobs.prepare import (
     needs_base_results,
     prepare,
 )
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
 from mlx_svd.evaluate.likelihood.encode import context_length
 from mlx_svd.evaluate.likelihood.forward import written_out
 from mlx_svd.evaluate.likelihood.scorer import Scorer
@@ -29,7 +28,8 @@ from mlx_svd.evaluate.results.model_digest import model_digest
 from mlx_svd.evaluate.results.processes import Processes
 from mlx_svd.evaluate.results.sample_file import SampleFile
 from mlx_svd.evaluate.results.table import write_tables
-from mlx_svd.evaluate.tasks import composite
+from mlx_svd.evaluate.settings import EvaluateSettings
+from mlx_svd.evaluate.tasks import composite, kl
 from mlx_svd.source.resolve import CHECKPOINT_PATTERNS, resolve_model
 from mlx_svd.source.source import read_config
 
@@ -61,6 +61,11 @@ def evaluate(
     names = expanded(tasks)
     run_base = partial(evaluate, advance=advance)
     base = find_base(settings, needs_base_results(names), output, run_base, processes)
+    if kl.NAME in names and (base is None or base.model is None):
+        given = f" in place of the results in {settings.base}" if settings.base else ""
+        raise MlxSvdError(
+            f"kl: compares with another model's predictions; give --base MODEL{given}"
+        )
     bench = Bench(_subject(folder.path, settings), settings, base)
     if base and base.model:
         base_folder = resolve_model(base.model, None, CHECKPOINT_PATTERNS).path

@@ -3,12 +3,12 @@
 import math
 from dataclasses import asdict, dataclass
 
+from mlx_svd.checkpoint.layout import DTYPES
 from mlx_svd.errors import MlxSvdError
 
 # What --train may name: see finetune/trainable.py.
 TRAIN = ("all", "factors", "norms", "scales")
 DEFAULT_EPOCHS = 1
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)

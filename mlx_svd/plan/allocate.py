@@ -122,7 +122,7 @@ def _within_size(source, recipe, scoring, wanted, plans, found, joint) -> dict[s
         modules = module_candidates(source, recipe.choices, recipe.dtype, scoring.calibration)
         rest -= sum(unit.nbytes for unit in units if unit.path in modules)
         found = found | modules
-    return choose(found, size - rest, what, joint)
+    return choose(found, size - rest, what, joint, rest)
 
 
 def _zero_sum(

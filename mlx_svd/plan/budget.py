@@ -41,6 +41,8 @@ class Budget:
             )
         if getattr(self, given[0]) <= 0:
             raise MlxSvdError(f"{options[0]} {getattr(self, given[0])}: must be above 0")
+        if self.keep_bytes is not None and self.keep_bytes > 1:
+            raise MlxSvdError(f"--keep-bytes {self.keep_bytes}: is a share, at most 1")
 
 
 def parse_budget(
@@ -69,18 +71,19 @@ def choose(
     limit: int,
     what: str = "the budget",
     joint: Sequence[Sequence[dict[str, Candidate]]] = (),
+    rest: int = 0,
 ) -> dict[str, Candidate]:
     """Path -> the candidate to take, at most ``limit`` bytes in all.
 
     joint: for each group of projections the choices that they make together, path -> candidate of
-    each; no projection is in two groups. Raises MlxSvdError that says the smallest reachable size
-    when the limit is below it.
+    each; no projection is in two groups. rest: bytes of what is not chosen here, for messages.
+    Raises MlxSvdError that says the smallest reachable size when the limit is below it.
     """
     items = _items(candidates, joint)
     smallest = sum(item.smallest for item in items)
     if smallest > limit:
         raise MlxSvdError(
-            f"{what}: {limit:,} bytes for the projections is below the {int(smallest):,} that can "
+            f"{what}: {limit + rest:,} bytes is below the {int(smallest) + rest:,} that can "
             "be reached; raise it, allow fewer bits with --bits, or touch more with --projections"
         )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from mlx_svd.calibrate.scorers import SCORERS, check_scorer
-from mlx_svd.checkpoint.layout import FORMS, Quantization, quantization
+from mlx_svd.checkpoint.layout import DTYPES, FORMS, Quantization, quantization
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.plan.budget import Budget
 from mlx_svd.plan.choices import UNQUANTIZED_BITS, Choices
@@ -19,7 +19,6 @@ from mlx_svd.source.families import ATTENTION, MLP, PROJECTIONS, Projection
 
 _GROUPS = {"all": PROJECTIONS, "attention": ATTENTION, "mlp": MLP}
 ALLOCATIONS = ("greedy", "zero-sum")
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)

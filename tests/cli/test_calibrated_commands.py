@@ -130,6 +130,7 @@ def test_saved_plan_of_a_budget_is_repeated_exactly(calibration, tmp_path):
         (("--keep-bytes", 0.5, "--rank", 4), "chooses the ranks itself"),
         (("--keep-bytes", 0.5, "--target-bpw", 4), "contradictory"),
         (("--keep-bytes", 0), "above 0"),
+        (("--keep-bytes", 1.5), "at most 1"),
         (("--target-size", "much"), "much"),
         (("--rank", 4, "--bits", "4"), "--bits"),
         (("--rank", 4, "--scorer", "best"), "best"),

@@ -76,7 +76,8 @@ BAD = {
         ("reasoning", "--max-length", "4096"),
         ("--max-length 4096", "context of 1024"),
     ),
-    "kl without a base": (("kl", "--data-dir", "/"), ("wikitext-2.test.txt", "--data-dir")),
+    "kl without a base": (("kl", "--data-dir", "/"), ("kl: compares", "give --base MODEL")),
+    "dtype": (("reasoning", "--dtype", "int8"), ("--dtype int8", "float32, float16, bfloat16")),
 }
 
 

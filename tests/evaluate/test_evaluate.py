@@ -12,8 +12,8 @@ from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate import evaluate as evaluate_module
 from mlx_svd.evaluate.evaluate import evaluate
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
 from mlx_svd.evaluate.likelihood.scorer import Scorer
+from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.statistics.intervals import wilson
 
 CAPITALS = [("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid"), ("Russia", "Moscow"),
@@ -109,6 +109,25 @@ def test_a_score_whose_interval_holds_chance_is_marked(tmp_path):
     results = run([write(tmp_path / "mixed.jsonl", rows)], tmp_path / "out")
     assert results["intervals"]["mixed"]["acc"]["at_chance"]
     assert "chance" in (tmp_path / "out/results.md").read_text().splitlines()[2]
+
+
+def test_a_score_that_lies_wholly_below_chance_is_marked(tmp_path):
+    # Every label points at a wrong choice.
+    rows = [{**row, "label": (row["label"] + 1) % 3} for row in choice_rows()]
+    run([write(tmp_path / "wrong.jsonl", rows)], tmp_path / "out")
+    assert "| below chance |" in (tmp_path / "out/results.md").read_text().splitlines()[2]
+
+
+def test_an_id_given_twice_is_refused_by_line(tmp_path):
+    rows = [{**row, "id": "same"} if n in (2, 4) else row for n, row in enumerate(choice_rows())]
+    with pytest.raises(MlxSvdError, match=r"twice\.jsonl: line 5: the id 'same' is given twice"):
+        run([write(tmp_path / "twice.jsonl", rows)], tmp_path / "out")
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
+    path = write(tmp_path / "marked.jsonl", choice_rows())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert run([path], tmp_path / "out")["n-samples"]["marked"]["original"] == 10
 
 
 class Killed(BaseException):

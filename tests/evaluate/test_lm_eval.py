@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlx_svd.evaluate.evaluate import evaluate
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
+from mlx_svd.evaluate.settings import EvaluateSettings
 from tests.evaluate import lm_eval_reference as reference
 
 MULTIPLE_CHOICE = ("hellaswag", "arc_easy", "arc_challenge", "piqa", "mmlu", "winogrande")

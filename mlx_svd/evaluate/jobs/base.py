@@ -8,10 +8,10 @@ from typing import Any
 
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.jobs.job import Record
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
 from mlx_svd.evaluate.results.document import RESULTS_FILE
 from mlx_svd.evaluate.results.processes import Processes
 from mlx_svd.evaluate.rows.read import read_jsonl
+from mlx_svd.evaluate.settings import EvaluateSettings
 
 
 @dataclass

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from mlx_svd.evaluate.jobs.base import Base
-from mlx_svd.evaluate.jobs.choice_task import ChoiceTask
 from mlx_svd.evaluate.jobs.job import Job, Record, Score, mean_score
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
 from mlx_svd.evaluate.likelihood.batches import make_batches
 from mlx_svd.evaluate.likelihood.encode import EncodedItem, Item, encode_items
 from mlx_svd.evaluate.likelihood.scorer import Scorer, Scores
+from mlx_svd.evaluate.rows.choice_task import ChoiceTask
 from mlx_svd.evaluate.rows.material import Material
 from mlx_svd.evaluate.rows.read import Row
+from mlx_svd.evaluate.settings import EvaluateSettings
 
 
 @dataclass(frozen=True)

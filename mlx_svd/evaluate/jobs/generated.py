@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from mlx_svd.evaluate.jobs.choice_job import Subject
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
 from mlx_svd.evaluate.likelihood.encode import tokens_of
 from mlx_svd.evaluate.likelihood.greedy import greedy_tokens
+from mlx_svd.evaluate.settings import EvaluateSettings
 
 
 def answers(subject: Subject, prompts: Sequence[str], settings: EvaluateSettings) -> list[str]:

@@ -9,14 +9,14 @@ from pathlib import Path
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.jobs.base import Base
 from mlx_svd.evaluate.jobs.choice_job import Subject, answer_job, choice_job
-from mlx_svd.evaluate.jobs.choice_task import ChoiceTask
 from mlx_svd.evaluate.jobs.job import Job
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
 from mlx_svd.evaluate.likelihood.scorer import Scorer
+from mlx_svd.evaluate.rows.choice_task import ChoiceTask
 from mlx_svd.evaluate.rows.fact_rows import HUB as FACTS_HUB
 from mlx_svd.evaluate.rows.fact_rows import facts_file, hub_facts
 from mlx_svd.evaluate.rows.material import choice_material, file_material, find_file
 from mlx_svd.evaluate.rows.read import answer_row, choice_row, read_jsonl
+from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.tasks import (
     CHOICE_TASKS,
     check_name,

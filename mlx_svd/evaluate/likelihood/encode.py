@@ -1,5 +1,6 @@
 """Prompts and their continuations -> tokens, as lm-eval cuts, joins and truncates them."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,3 +120,8 @@ def _encoded(tokenizer: Any, item: Item, max_length: int) -> EncodedItem:
 
 def _end(text: str) -> str:
     return text if len(text) < 60 else "..." + text[-60:]
+
+
+def tokens_hash(tokens: Sequence[int]) -> str:
+    """Names a window of token ids, so that two models' windows of a text are told apart."""
+    return hashlib.sha256(",".join(str(int(t)) for t in tokens).encode()).hexdigest()[:16]

@@ -17,7 +17,7 @@ from mlx_svd import __version__
 from mlx_svd.checkpoint.disk import replace_file
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.jobs.job import Job, Score, metric_key
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
+from mlx_svd.evaluate.settings import EvaluateSettings
 
 RESULTS_FILE = "results.json"
 _BY_TASK = (

@@ -31,10 +31,18 @@ def score_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
                     number(stderr) if isinstance(stderr, float) else "-",
                     number(chance) if chance is not None else "-",
                     str(interval["n"]),
-                    "chance" if interval["at_chance"] else "",
+                    _mark(interval),
                 )
             )
     return rows
+
+
+def _mark(interval: dict[str, Any]) -> str:
+    """What a score says against guessing, see ``statistics.intervals.chance_mark``."""
+    if interval["at_chance"]:
+        return "chance"
+    chance = interval["chance"]
+    return "below chance" if chance is not None and interval["high"] < chance else ""
 
 
 def number(value: float) -> str:
@@ -54,7 +62,8 @@ def markdown(results: dict[str, Any]) -> str:
         f"{results['peak_memory']['process'] / 1e9:.2f} GB; `{results['command']}`",
     ]
     if any(row[-1] for row in score_rows(results)):
-        lines += ["", "chance: the interval holds what guessing gives; do not read it as a score."]
+        lines += ["", "chance: the interval holds what guessing gives; do not read it as a score. "
+                  "below chance: scorer, prompt or model are likely broken."]  # fmt: skip
     lines += ["", *(f"- {note}" for note in results["notes"])] if results["notes"] else []
     return "\n".join(lines) + "\n"
 

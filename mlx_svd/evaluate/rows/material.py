@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.jobs.choice_task import ChoiceTask
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
+from mlx_svd.evaluate.rows.choice_task import ChoiceTask
 from mlx_svd.evaluate.rows.hub import hub_rows
 from mlx_svd.evaluate.rows.read import Row, digest, read_jsonl
+from mlx_svd.evaluate.settings import EvaluateSettings
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,21 @@ def _from_hub(task: ChoiceTask, split: str) -> list[Row]:
     ]
 
 
+def _check_ids(rows: list[Row]) -> None:
+    """Raise MlxSvdError for an id given twice: comparisons pair items by their ids."""
+    seen: set[str] = set()
+    for row in rows:
+        if row.id in seen:
+            raise MlxSvdError(
+                f"{row.where}: the id {row.id!r} is given twice; rename one, or leave out all ids"
+            )
+        seen.add(row.id)
+
+
 def _material(
     rows: list[Row], pool: list[Row], settings: EvaluateSettings, origin: str
 ) -> Material:
+    _check_ids(rows)
     chosen = pick(len(rows), settings)
     own = pool is rows
     content = digest(rows) if own else digest([*rows, *pool])

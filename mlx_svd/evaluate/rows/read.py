@@ -39,7 +39,7 @@ class Row:
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file and line, object) of every line that is not blank. Raises MlxSvdError naming them."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise MlxSvdError(f"{path}: cannot be read as text: {brief(error)}") from error
     found = False

@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.jobs.choice_task import ChoiceTask
+from mlx_svd.evaluate.rows.choice_task import ChoiceTask
 from mlx_svd.evaluate.tasks import (
     arc_challenge,
     arc_easy,

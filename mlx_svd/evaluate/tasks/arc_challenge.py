@@ -3,7 +3,7 @@
 Rows: test split of allenai/ai2_arc, ARC-Challenge. Prompt and metrics as arc_easy.
 """
 
-from mlx_svd.evaluate.jobs.choice_task import ChoiceTask
+from mlx_svd.evaluate.rows.choice_task import ChoiceTask
 from mlx_svd.evaluate.rows.hub import Hub
 from mlx_svd.evaluate.tasks.arc_easy import from_hub
 

@@ -6,7 +6,7 @@ as lm-eval 1.0. Metrics: acc, acc_norm.
 
 from typing import Any
 
-from mlx_svd.evaluate.jobs.choice_task import ChoiceTask
+from mlx_svd.evaluate.rows.choice_task import ChoiceTask
 from mlx_svd.evaluate.rows.hub import Hub
 
 

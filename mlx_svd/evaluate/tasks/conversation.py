@@ -15,12 +15,12 @@ from typing import Any
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.jobs.choice_job import Subject
 from mlx_svd.evaluate.jobs.job import Job, Record, Score
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
 from mlx_svd.evaluate.likelihood.batches import make_batches
 from mlx_svd.evaluate.likelihood.encode import Item, encode_items
 from mlx_svd.evaluate.rows.hub import Hub, hub_rows
 from mlx_svd.evaluate.rows.material import find_file, pick
 from mlx_svd.evaluate.rows.read import read_jsonl
+from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.statistics.intervals import mean_interval
 
 NAME, FILE = "conversation", "conversations.jsonl"

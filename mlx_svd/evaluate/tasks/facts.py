@@ -19,10 +19,10 @@ from mlx_svd.evaluate.jobs.choice_job import Subject
 from mlx_svd.evaluate.jobs.generated import answers
 from mlx_svd.evaluate.jobs.job import Job, Record, Score, mean_score
 from mlx_svd.evaluate.jobs.matching import matches
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
 from mlx_svd.evaluate.likelihood.batches import make_batches
 from mlx_svd.evaluate.likelihood.encode import encode_items
 from mlx_svd.evaluate.rows.material import pick
+from mlx_svd.evaluate.settings import EvaluateSettings
 
 NAME = "facts"
 METRICS = ("acc", "acc_norm", "exact_match")

@@ -16,8 +16,8 @@ from mlx_svd.evaluate.generation.quality import (
 from mlx_svd.evaluate.generation.summary import QUALITY_METRICS, generation_summary
 from mlx_svd.evaluate.jobs.choice_job import Subject
 from mlx_svd.evaluate.jobs.job import Job, Record, Score, score_of
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
 from mlx_svd.evaluate.rows.material import pick
+from mlx_svd.evaluate.settings import EvaluateSettings
 
 NAME = TASK
 

@@ -7,7 +7,7 @@ Rows: validation split of Rowan/hellaswag. Prompt: "activity: text", then " " + 
 import re
 from typing import Any
 
-from mlx_svd.evaluate.jobs.choice_task import ChoiceTask
+from mlx_svd.evaluate.rows.choice_task import ChoiceTask
 from mlx_svd.evaluate.rows.hub import Hub
 
 _MARK = re.compile(r"\[.*?\]")

@@ -17,12 +17,12 @@ from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.divergence import window_divergences
 from mlx_svd.evaluate.jobs.choice_job import Subject
 from mlx_svd.evaluate.jobs.job import Job, Record, Score
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
-from mlx_svd.evaluate.likelihood.encode import tokens_of
+from mlx_svd.evaluate.likelihood.encode import tokens_hash, tokens_of
 from mlx_svd.evaluate.likelihood.greedy import greedy_tokens
 from mlx_svd.evaluate.likelihood.scorer import Scorer
 from mlx_svd.evaluate.rows.material import pick
 from mlx_svd.evaluate.rows.wikitext import detokenized
+from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.statistics.intervals import mean_interval
 
 NAME = "kl"
@@ -63,13 +63,14 @@ def job(
         parted = _first_divergence(subject.scorer, loaded[0], part[:, :_PROMPT])
         return [
             {
+                "prompt_hash": tokens_hash(window),
                 "num_tokens": length - 1,
                 "metrics": ["kl", "agreement", "first_divergence"],
                 "kl": float(kl) / (length - 1),
                 "agreement": float(same) / (length - 1),
                 "first_divergence": int(position),
             }
-            for kl, same, position in zip(sums, agree, parted, strict=True)
+            for window, kl, same, position in zip(part, sums, agree, parted, strict=True)
         ]
 
     def summarize(records: Sequence[Record]) -> dict[str, Score]:

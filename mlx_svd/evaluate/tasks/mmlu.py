@@ -5,10 +5,11 @@ Rows: test split of cais/mmlu, all; examples: the first ones of the subject's de
 scored. Metric: acc.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.jobs.choice_task import ChoiceTask, accuracy
+from mlx_svd.evaluate.rows.choice_task import ChoiceTask, accuracy
 from mlx_svd.evaluate.rows.hub import Hub
 from mlx_svd.evaluate.rows.read import Row, choice_row
 
@@ -27,7 +28,8 @@ def parse(where: str, entry: dict[str, Any], number: int) -> Row:
         raise MlxSvdError(f'{where} has no text in "subject"')
     if len(row.choices) != len(_LETTERS):
         raise MlxSvdError(f"{where} has {len(row.choices)} choices; MMLU has four")
-    return row
+    # Subjects number their questions independently.
+    return replace(row, id=f"{row.subject}/{row.id}")
 
 
 def prompt(row: Row) -> str:

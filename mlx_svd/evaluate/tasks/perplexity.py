@@ -15,13 +15,13 @@ from pathlib import Path
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.jobs.choice_job import Subject
 from mlx_svd.evaluate.jobs.job import Job, Record, Score
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
 from mlx_svd.evaluate.likelihood.batches import make_batches
-from mlx_svd.evaluate.likelihood.encode import prefix_token, tokens_of
+from mlx_svd.evaluate.likelihood.encode import prefix_token, tokens_hash, tokens_of
 from mlx_svd.evaluate.likelihood.rolling import rolling_items
 from mlx_svd.evaluate.rows.hub import Hub, hub_rows
 from mlx_svd.evaluate.rows.material import find_file, pick
 from mlx_svd.evaluate.rows.wikitext import count_words, detokenized
+from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.statistics.intervals import mean_interval
 from mlx_svd.source.source import brief
 
@@ -67,7 +67,11 @@ def job(
         batch = batches[number]
         scores = subject.scorer.score_batch(items, batch)
         return [
-            {"loglikelihood": float(s.log_likelihoods[0]), "num_tokens": counts[i]}
+            {
+                "prompt_hash": tokens_hash(items[i].pairs[0][1]),
+                "loglikelihood": float(s.log_likelihoods[0]),
+                "num_tokens": counts[i],
+            }
             for i, s in zip(batch.items, scores, strict=True)
         ]
 

@@ -14,8 +14,8 @@ from mlx_svd.evaluate.jobs.choice_job import Subject
 from mlx_svd.evaluate.jobs.generated import answers
 from mlx_svd.evaluate.jobs.job import Job, Record, Score, mean_score
 from mlx_svd.evaluate.jobs.matching import matches
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
 from mlx_svd.evaluate.rows.material import pick
+from mlx_svd.evaluate.settings import EvaluateSettings
 
 NAME = "reasoning"
 _SEED, _EACH, _BATCH = 4, 30, 40

@@ -6,7 +6,7 @@ authors' six questions and answers and takes no other examples, as lm-eval 2.0. 
 
 from functools import partial
 
-from mlx_svd.evaluate.jobs.choice_task import ChoiceTask, accuracy
+from mlx_svd.evaluate.rows.choice_task import ChoiceTask, accuracy
 from mlx_svd.evaluate.rows.hub import Hub
 from mlx_svd.evaluate.rows.read import Row, targets_row
 

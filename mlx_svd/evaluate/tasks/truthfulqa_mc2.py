@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from mlx_svd.evaluate.jobs.choice_task import ChoiceTask
+from mlx_svd.evaluate.rows.choice_task import ChoiceTask
 from mlx_svd.evaluate.rows.read import Row, targets_row
 from mlx_svd.evaluate.tasks.truthfulqa_mc1 import FILE, HUB, prompt
 

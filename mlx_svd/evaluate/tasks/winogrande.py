@@ -8,7 +8,7 @@ blank is scored, as lm-eval 1.0. Metric: acc.
 from typing import Any
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.jobs.choice_task import ChoiceTask, accuracy
+from mlx_svd.evaluate.rows.choice_task import ChoiceTask, accuracy
 from mlx_svd.evaluate.rows.hub import Hub
 from mlx_svd.evaluate.rows.read import Row, choice_row
 

@@ -10,10 +10,11 @@ import pytest
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.comparison.compare import compare
 from mlx_svd.evaluate.evaluate import evaluate
 from mlx_svd.evaluate.jobs.job import Score
-from mlx_svd.evaluate.jobs.settings import EvaluateSettings
 from mlx_svd.evaluate.rows.fact_rows import facts_file
+from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.tasks import CHOICE_TASKS
 from mlx_svd.evaluate.tasks.composite import composite
 from mlx_svd.evaluate.tasks.reasoning import questions
@@ -220,9 +221,31 @@ def test_a_model_does_not_diverge_from_itself(data, tmp_path):
     assert found["first_divergence,none"] == 64
 
 
-def test_kl_without_a_base_model_says_what_to_give(data, tmp_path):
+def test_kl_without_a_base_model_says_what_to_give_before_anything_is_run(data, tmp_path):
     with pytest.raises(MlxSvdError, match="--base MODEL"):
-        run(["kl"], tmp_path / "out", data_dir=data)
+        run(["facts", "kl"], tmp_path / "out", data_dir=data)
+    assert not (tmp_path / "out").exists()
+    run(["reasoning"], tmp_path / "base", limit=1)
+    with pytest.raises(MlxSvdError, match="--base MODEL in place of the results in"):
+        run(["reasoning", "kl"], tmp_path / "out", data_dir=data, base=str(tmp_path / "base"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_windows_of_another_tokenizer_or_length_are_not_compared(data, tmp_path, shared):
+    outputs = {}
+    for name, model, length in (("a", DEMO_MODEL, 256), ("b", shared / "models/llama-44m", 256),
+                                ("c", DEMO_MODEL, 128)):  # fmt: skip
+        outputs[name] = tmp_path / name
+        run(["perplexity"], outputs[name], model, data_dir=data, limit=1, max_length=length)
+    for other in ("b", "c"):
+        with pytest.raises(MlxSvdError, match="not the same question in both: prompt_hash"):
+            compare(outputs["a"], outputs[other])
+
+
+def test_mmlu_rows_of_two_subjects_with_one_number_are_two_items(shared, tmp_path):
+    results = run(["mmlu"], tmp_path / "out", data_dir=shared / "data", limit=20)
+    ids = {record["id"] for record in read(tmp_path / "out/samples_mmlu.jsonl")}
+    assert len(ids) == results["n-samples"]["mmlu"]["effective"] == 20
 
 
 def test_the_composite_weighs_its_parts_and_adds_their_variances():
