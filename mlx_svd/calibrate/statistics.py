@@ -195,7 +195,7 @@ def saved_loss(folder: Path, layer: int) -> float | None:
 def save_info(folder: Path, info: CalibrationInfo) -> None:
     """Written last: a folder with this file is complete."""
     content = {"calibration_format": CALIBRATION_FORMAT, "digest": info.digest, **asdict(info)}
-    with disk_errors(folder):
+    with disk_errors(folder, "--output"):
         write_file(folder / CALIBRATION_FILE, json.dumps(content, indent=2).encode())
 
 
@@ -245,7 +245,7 @@ def begin(folder: Path, info: CalibrationInfo, windows: Windows) -> None:
     """Mark a new or unfinished folder as that of this calibration, and keep its text."""
     tokens = io.BytesIO()
     np.save(tokens, windows.tokens)
-    with disk_errors(folder):
+    with disk_errors(folder, "--output"):
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / _MARKER, info.digest.encode())
         write_file(folder / WINDOWS_FILE, tokens.getvalue())

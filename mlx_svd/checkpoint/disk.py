@@ -14,10 +14,11 @@ _FULL = {
 
 
 class disk_errors:
-    """OSError -> one line that says what to do; the run can be continued afterwards."""
+    """OSError -> one line that says what to do; the run can be continued afterwards. option: of
+    the command, which names another folder."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, option: str = "--mlx-path"):
+        self.folder, self.option = folder, option
 
     def __enter__(self):
         return self
@@ -29,7 +30,7 @@ class disk_errors:
         remedy = "make room" if error.errno in _FULL else "make it writable"
         raise MlxSvdError(
             f"{self.folder}: {reason}; {remedy} and repeat the command, which continues where it "
-            "stopped, or give another folder"
+            f"stopped, or give another {self.option}"
         ) from error
 
 

@@ -84,7 +84,7 @@ class _Sweep:
         )
         self.material = read_material(tokenizer, config.material, data_dir, vocab)
         present = {p.name for m in self.source.linears for p in m.projections}
-        with disk_errors(output):
+        with disk_errors(output, "--output"):
             (output / "rows").mkdir(parents=True, exist_ok=True)
         self.calibration: Calibration = calibrate(
             self.source,

@@ -50,7 +50,7 @@ def write_tables(records: list[dict[str, Any]], folder: Path) -> None:
     writer = csv.writer(text)
     writer.writerow(["group", *_HEAD])
     writer.writerows([group, *cells] for group, cells in table_rows(records))
-    with disk_errors(folder):
+    with disk_errors(folder, "--output"):
         write_file(folder / "sweep.json", json.dumps(records, indent=2).encode())
         write_file(folder / "sweep.md", markdown(records).encode())
         write_file(folder / "sweep.csv", text.getvalue().encode())

@@ -77,6 +77,7 @@ BAD = {
         ("--max-length 4096", "context of 1024"),
     ),
     "kl without a base": (("kl", "--data-dir", "/"), ("kl: compares", "give --base MODEL")),
+    "a file as folder": (("reasoning", "--output-dir", __file__), ("--output-dir",)),
     "dtype": (("reasoning", "--dtype", "int8"), ("--dtype int8", "float32, float16, bfloat16")),
 }
 

@@ -24,7 +24,7 @@ class SampleFile:
         self.path = folder / f"samples_{task}.jsonl"
         self._conditions = folder / f"conditions_{task}.json"
         self.records: dict[int, Record] = {}
-        with disk_errors(folder):
+        with disk_errors(folder, "--output-dir"):
             folder.mkdir(parents=True, exist_ok=True)
         if self._conditions.is_file():
             self._check(conditions)
@@ -37,7 +37,7 @@ class SampleFile:
 
     def add(self, records: list[Record]) -> None:
         """Append records and hand them to the operating system."""
-        with disk_errors(self.path.parent), open(self.path, "ab") as stream:
+        with disk_errors(self.path.parent, "--output-dir"), open(self.path, "ab") as stream:
             stream.write("".join(_line(record) for record in records).encode())
             stream.flush()
             os.fsync(stream.fileno())
