@@ -2,7 +2,6 @@
 
 import json
 import platform
-import resource
 import shlex
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_svd import __version__
+from mlx_svd.calibrate.calibrate import peak_memory as process_peak_memory
 from mlx_svd.checkpoint.disk import replace_file
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.jobs.job import Job, Score, metric_key
@@ -99,10 +99,7 @@ def results_of(
 
 def peak_memory() -> dict[str, int]:
     """Bytes: of this process as the system counts them, and of MLX's arrays."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # macOS counts bytes here, Linux kilobytes.
-    return {"process": peak if sys.platform == "darwin" else peak * 1024,
-            "mlx": mx.get_peak_memory()}  # fmt: skip
+    return {"process": process_peak_memory(), "mlx": mx.get_peak_memory()}
 
 
 def with_earlier_tasks(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
