@@ -1,7 +1,5 @@
 """Run a model over text and measure what the scorers need."""
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +26,7 @@ from mlx_svd.calibrate.statistics import (
 )
 from mlx_svd.calibrate.taps import inputs_of, require_finite, tapped
 from mlx_svd.calibrate.text import Windows
+from mlx_svd.conditions import peak_memory
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.source.families import LinearModule
 from mlx_svd.source.source import Source
@@ -170,12 +169,6 @@ def too_few_tokens(info: CalibrationInfo, source: Source) -> str | None:
         f"calibrated on {info.tokens} tokens, fewer than the {max(sizes)} inputs of the widest "
         "projection: directions that the text never uses count as almost free; use more windows"
     )
-
-
-def peak_memory() -> int:
-    """Bytes that this process has occupied at most."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def steps(

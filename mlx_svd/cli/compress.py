@@ -2,8 +2,6 @@
 
 import json
 import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +9,7 @@ import typer
 
 from mlx_svd.cli import options as o
 from mlx_svd.cli.plan import Planned, planned, show
+from mlx_svd.conditions import command_line
 
 
 def compress(
@@ -126,14 +125,3 @@ def calibrated_again(found: Planned) -> Planned:
             advance,
         )
     return replace(found, plan=plan, calibration=sequential)
-
-
-def command_line() -> str:
-    """The command for the model card, with the names of local files but not their folders."""
-    words = []
-    for word in sys.argv[1:]:
-        option, equals, value = word.rpartition("=")
-        if os.path.isabs(value) or value.startswith((".", "~")):
-            value = os.path.basename(os.path.normpath(value))
-        words.append(option + equals + value)
-    return "mlx-svd " + shlex.join(words)

@@ -25,7 +25,7 @@ def export_adapter(
     """Split a corrected checkpoint into a stock quantized model and a LoRA adapter, which stock
     mlx-lm loads without trusted code. A killed run continues when repeated."""
     from mlx_svd.checkpoint.adapter import export_adapter as run
-    from mlx_svd.cli.compress import command_line
+    from mlx_svd.conditions import command_line
 
     done = run(model, mlx_path, command_line())
     if json_:

@@ -99,7 +99,7 @@ def heal(
     repeated."""
     given = dict(locals())
     own = ("model", "teacher", "mlx_path", "text", "json_")
-    from mlx_svd.cli.compress import command_line
+    from mlx_svd.conditions import command_line
     from mlx_svd.finetune import HealSettings
     from mlx_svd.finetune import heal as run
 

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import mlx_svd
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.experiments.child import child_environment, python_module
 
 _KEEP_BYTES = "0.5"
 
@@ -22,13 +22,11 @@ def plan_cost(model: Path, calibration: Path) -> dict[str, Any]:
     MlxSvdError with the command's last line when it fails.
     """
     options = ["--model", str(model), "--calibration", str(calibration), "--projections", "all"]
-    command = [sys.executable, "-P", "-m", "mlx_svd", "plan", *options, "--keep-bytes", _KEEP_BYTES]
-    paths = [str(Path(mlx_svd.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = [*python_module("mlx_svd"), "plan", *options, "--keep-bytes", _KEEP_BYTES]
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
-            [*command, "--json"], stdout=subprocess.DEVNULL, stderr=errors, env=environment
+            [*command, "--json"], stdout=subprocess.DEVNULL, stderr=errors, env=child_environment()
         )
         # wait4 tells the use of this child alone, which no call of subprocess does.
         _, status, usage = os.wait4(child.pid, 0)

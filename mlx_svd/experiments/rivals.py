@@ -4,11 +4,9 @@ has to beat at equal bytes."""
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-import mlx_svd
 from mlx_svd.calibrate.text import Windows
 from mlx_svd.checkpoint.loader import tensor_bytes
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.experiments.child import child_environment, python_module
 from mlx_svd.experiments.rival_spec import BATCH_SIZE, LEARNING_RATE, RivalSpec, rival_spec
 from mlx_svd.source.headers import read_headers
 from mlx_svd.source.source import read_config
@@ -130,10 +128,7 @@ def _missing_model_type(config: dict) -> str | None:
 
 def _run(request: dict[str, Any], timeout: float | None) -> str | None:
     """Run the child to its end; None, or why it failed."""
-    # -P and the path: this very package, not one that lies in the working directory.
-    command = [sys.executable, "-P", "-m", "mlx_svd.experiments.rival_runner"]
-    paths = [str(Path(mlx_svd.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = python_module("mlx_svd.experiments.rival_runner")
     try:
         done = subprocess.run(
             [*command, json.dumps(request)],
@@ -141,7 +136,7 @@ def _run(request: dict[str, Any], timeout: float | None) -> str | None:
             capture_output=True,
             text=True,
             timeout=timeout,
-            env=environment,
+            env=child_environment(),
         )
     except subprocess.TimeoutExpired:
         return f"took longer than {timeout:g} seconds"

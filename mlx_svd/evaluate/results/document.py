@@ -1,19 +1,14 @@
 """Scores of all tasks in the schema of lm-eval's results JSON, with their conditions."""
 
 import json
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from mlx_svd import __version__
-from mlx_svd.calibrate.calibrate import peak_memory as process_peak_memory
+from mlx_svd import conditions
 from mlx_svd.checkpoint.disk import replace_file
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.jobs.job import Job, Score, metric_key
@@ -33,7 +28,6 @@ _BY_TASK = (
     "task_hashes",
     "task_seconds",
 )
-_PACKAGES = ("mlx", "mlx-lm", "numpy", "scipy", "transformers", "tokenizers")
 
 
 def results_of(
@@ -89,17 +83,12 @@ def results_of(
         "task_seconds": {job.task: seconds for job, _, seconds in scored},
         "peak_memory": peak_memory(),
         "processes": processes,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions_of_packages": {"mlx-svd": __version__}
-        | {name: version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }
+    } | conditions.conditions()
 
 
 def peak_memory() -> dict[str, int]:
     """Bytes: of this process as the system counts them, and of MLX's arrays."""
-    return {"process": process_peak_memory(), "mlx": mx.get_peak_memory()}
+    return {"process": conditions.peak_memory(), "mlx": mx.get_peak_memory()}
 
 
 def with_earlier_tasks(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
