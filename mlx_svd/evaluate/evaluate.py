@@ -70,7 +70,7 @@ def evaluate(
     if base and base.model:
         base_folder = resolve_model(base.model, None, CHECKPOINT_PATTERNS).path
         base.digest = _digest(base_folder, processes)
-        bench.base_scorer = lambda: _subject(base_folder, settings).scorer
+        bench.base_subject = lambda: _subject(base_folder, settings)
     scored = []
     for name in names:
         start = time.perf_counter()

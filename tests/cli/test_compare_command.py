@@ -49,7 +49,7 @@ def test_terminal_shows_every_cell_the_legend_and_the_remarks(run, folders):
     assert legend(found) in out
     for remark in remarks(found):
         assert remark in out
-    assert "n too small for this claim" in out
+    assert "n too small for these claims" in out
 
 
 def test_no_number_is_cut_off_however_narrow_the_terminal(run, tmp_path, monkeypatch):

@@ -198,7 +198,7 @@ def test_other_conditions_are_refused_and_named(capitals, tmp_path):
     with pytest.raises(MlxSvdError, match=r"another limit \(4, now 5\).*--output-dir"):
         run([capitals], tmp_path / "out", limit=5)
     write(capitals, choice_rows()[::-1])
-    with pytest.raises(MlxSvdError, match="another data"):
+    with pytest.raises(MlxSvdError, match="another data; give"):
         run([capitals], tmp_path / "out", limit=4)
 
 
@@ -260,6 +260,10 @@ BAD_ROWS = {
     "no choices": (
         {"question": "q", "choices": [], "label": 0},
         'line 2 has no list of texts in "choices"',
+    ),
+    "one choice": (
+        {"question": "q", "choices": ["a"], "label": 0},
+        'line 2 has one text in "choices"; give at least two',
     ),
     "an empty choice": (
         {"question": "q", "choices": ["a", " "], "label": 0},

@@ -19,6 +19,8 @@ from mlx_svd.evaluate.generation.gate import LOOP_MARGIN, Gate, generation_gate
 from mlx_svd.evaluate.generation.summary import distinct_differences, distinct_estimates
 
 MARGIN = 0.01
+# Of a run with --base: comparisons themselves, which the base has not.
+_RELATIVE = {"flip", "retained"}
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,12 @@ def _task_rows(
     (found, skipped), (others, _) = row_metrics(a, task), row_metrics(b, task)
     if skipped:
         notes.append(f"{task}: not compared, no number per item: {', '.join(skipped)}")
-    if only := {m.name for m in found} ^ {m.name for m in others}:
-        notes.append(f"{task}: not compared, only in one run: {', '.join(sorted(only))}")
-        found = [metric for metric in found if metric.name not in only]
+    only = {m.name for m in found} ^ {m.name for m in others}
+    found = [metric for metric in found if metric.name not in only]
+    if only - _RELATIVE:
+        notes.append(
+            f"{task}: not compared, only in one run: {', '.join(sorted(only - _RELATIVE))}"
+        )
     rows = []
     for metric in found:
         if wanted is not None and metric.name not in wanted:

@@ -31,11 +31,11 @@ def table_rows(comparison: Comparison) -> list[list[str]]:
 
 def remarks(comparison: Comparison) -> list[str]:
     """What the table does not say by itself: claims for which n is too small, the gate, notes."""
-    lines = [_too_small(row, comparison.margin) for row in comparison.rows]
+    lines = _too_small(comparison)
     gate = comparison.gate
     if gate is not None:
         lines += [f"gate: {gate.verdict}", *(f"gate, {line}" for line in gate.lines)]
-    return [line for line in lines if line] + comparison.notes
+    return lines + comparison.notes
 
 
 def legend(comparison: Comparison) -> str:
@@ -106,21 +106,33 @@ def _cells(row: MetricComparison) -> list[str]:
     ]
 
 
-def _too_small(row: MetricComparison, margin: float) -> str:
-    if row.verdict == AT_CHANCE:
-        return (
-            f"{row.task}, {row.metric}: neither model is shown to be above chance with "
-            f"{row.difference.n} items, which detect differences above {_number(row.detects)}; "
-            "take more, or a task that A can do"
+def _too_small(comparison: Comparison) -> list[str]:
+    """One line for each kind of claim that the items are too few for."""
+    lines = []
+    if at_chance := [row for row in comparison.rows if row.verdict == AT_CHANCE]:
+        named = "; ".join(f"{_detects(row)}" for row in at_chance)
+        lines.append(
+            "neither model is shown to be above chance; take more items, or a task that A can do: "
+            + named
         )
-    if row.verdict != NOT_SHOWN:
-        return ""
-    needed = "more" if row.needed is None or math.isinf(row.needed) else f"about {row.needed:,}"
+    if not_shown := [row for row in comparison.rows if row.verdict == NOT_SHOWN]:
+        named = "; ".join(f"{_detects(row)}, takes {_needed(row)}" for row in not_shown)
+        lines.append(
+            "n too small for these claims (how many items would show two equal models equal within "
+            f"{comparison.margin:g}): {named}"
+        )
+    return lines
+
+
+def _detects(row: MetricComparison) -> str:
     return (
-        f"{row.task}, {row.metric}: n too small for this claim: detects differences above "
-        f"{_number(row.detects)} with {row.difference.n} items; to show two equal models equal "
-        f"within {margin:g} takes {needed}"
+        f"{row.task}, {row.metric}: detects differences above {_number(row.detects)} with "
+        f"{row.difference.n} items"
     )
+
+
+def _needed(row: MetricComparison) -> str:
+    return "more" if row.needed is None or math.isinf(row.needed) else f"about {row.needed:,}"
 
 
 def _numbers(row: MetricComparison, margin: float) -> Iterable:

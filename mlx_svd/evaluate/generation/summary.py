@@ -42,7 +42,8 @@ def generation_summary(records: Sequence[Record]) -> dict[str, Estimate]:
             if have:
                 values = np.array([row[metric] for row in have], dtype=np.float64)
                 items = np.array([item_id(row) for row in have])
-                summary[f"{metric},{kind}"] = estimate(values, items)
+                bounds = (0, math.inf) if metric == "length" else (0, 1)
+                summary[f"{metric},{kind}"] = estimate(values, items, bounds)
     return summary | distinct_estimates(records)
 
 

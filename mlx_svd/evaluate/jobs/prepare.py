@@ -10,7 +10,6 @@ from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.jobs.base import Base
 from mlx_svd.evaluate.jobs.choice_job import Subject, answer_job, choice_job
 from mlx_svd.evaluate.jobs.job import Job
-from mlx_svd.evaluate.likelihood.scorer import Scorer
 from mlx_svd.evaluate.rows.choice_task import ChoiceTask
 from mlx_svd.evaluate.rows.fact_rows import HUB as FACTS_HUB
 from mlx_svd.evaluate.rows.fact_rows import facts_file, hub_facts
@@ -49,14 +48,14 @@ def check_tasks(tasks: Sequence[str]) -> None:
 class Bench:
     """What jobs are made for: the model under test, and what it is compared with.
 
-    base: results of the base model, None without; base_scorer: loads the base model itself, None
-    if only its results are there.
+    base: results of the base model, None without; base_subject: loads the base model
+    itself, which the task kl needs; None if only its results are there.
     """
 
     subject: Subject
     settings: EvaluateSettings
     base: Base | None = None
-    base_scorer: Callable[[], Scorer] | None = None
+    base_subject: Callable[[], Subject] | None = None
 
 
 def needs_base_results(tasks: Sequence[str]) -> list[str]:
@@ -93,9 +92,7 @@ def prepare(task: str, bench: Bench) -> Job:
     text, origin = perplexity.read_text(settings)
     if task == perplexity.NAME:
         return perplexity.job(text, origin, bench.subject, settings)
-    if bench.base_scorer is None:
-        raise MlxSvdError("kl: compares with another model's predictions; give --base MODEL")
-    return kl.job(text, origin, bench.subject, bench.base_scorer, settings)
+    return kl.job(text, origin, bench.subject, bench.base_subject, settings)
 
 
 def _facts(bench: Bench) -> Job:

@@ -59,8 +59,8 @@ class SampleFile:
         if changed:
             key = changed[0]
             raise MlxSvdError(
-                f"{self._conditions}: was begun with another {key} ({before.get(key)!r}, now "
-                f"{conditions.get(key)!r}); {_REMEDY}"
+                f"{self._conditions}: was begun with another {key}"
+                f"{_values(before.get(key), conditions.get(key))}; {_REMEDY}"
             )
 
     def _read(self) -> None:
@@ -80,6 +80,13 @@ class SampleFile:
             # Complete or not, a line without its end must not be continued by the next one.
             text = "".join(_line(record) for record in self.records.values())
             replace_file(self.path, text.encode())
+
+
+def _values(before: Any, now: Any) -> str:
+    """Both values, unless they are digests, which tell nobody anything."""
+    if any(isinstance(value, str) and len(value) == 64 for value in (before, now)):
+        return ""
+    return f" ({before!r}, now {now!r})"
 
 
 def _line(record: Record) -> str:

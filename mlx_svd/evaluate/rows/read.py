@@ -63,6 +63,8 @@ def choice_row(where: str, entry: dict[str, Any], number: int) -> Row:
     """A row with question, choices and label (index of the right one); id and subject may be
     missing. Raises MlxSvdError naming file, line and field."""
     choices = _texts(where, entry.get("choices"), '"choices"')
+    if len(choices) < 2:
+        raise MlxSvdError(f'{where} has one text in "choices"; give at least two to choose from')
     label = entry.get("label")
     if isinstance(label, bool) or not isinstance(label, int):
         raise MlxSvdError(f'{where} has no whole number in "label" (index of the right choice)')

@@ -1,7 +1,7 @@
 """Standard errors and 95 % intervals: of a mean, of a share, of either clustered by item."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import stdtrit
@@ -92,11 +92,16 @@ class Estimate:
         return self.low <= value <= self.high
 
 
-def estimate(values: np.ndarray, items: np.ndarray | None = None) -> Estimate:
+def estimate(
+    values: np.ndarray,
+    items: np.ndarray | None = None,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
     """Mean of values (n,), of 0 and 1 or of any numbers, with standard error and 95 % interval.
 
     items (n,): what each value belongs to, if one item gave several (seeds, paraphrases): values
-    of one item depend on each other, so items are the independent units. The standard error is
+    of one item depend on each other, so items are the independent units; bounds: of what a value
+    can be, which the interval does not leave. The standard error is
     sd / sqrt(n) with n - 1 in sd (lm-eval's), clustered by item if need be. The interval is
     Wilson's for 0 and 1 with one value an item, else Student's t. Raises MlxSvdError for no
     values and for one that is not finite.
@@ -109,7 +114,9 @@ def estimate(values: np.ndarray, items: np.ndarray | None = None) -> Estimate:
         raise MlxSvdError(
             f"value {worst} is {values[worst]}, not a finite number; look at what produced it"
         )
-    return estimate_of_sums(*by_item(values, items))
+    found = estimate_of_sums(*by_item(values, items))
+    low, high = bounds
+    return replace(found, low=max(low, found.low), high=min(high, found.high))
 
 
 def estimate_of_sums(sums: np.ndarray, counts: np.ndarray) -> Estimate:

@@ -33,11 +33,11 @@ def job(
     stored: str,
     origin: str,
     subject: Subject,
-    base: Callable[[], Scorer],
+    base: Callable[[], Subject],
     settings: EvaluateSettings,
 ) -> Job:
     """A job of one record per window. ``base`` loads the base model; it is called if something is
-    left to compute."""
+    left to compute. Raises MlxSvdError if it tokenizes the text otherwise."""
     length = min(_WINDOW, subject.max_length)
     if length < _PROMPT + _CONTINUED:
         raise MlxSvdError(
@@ -57,7 +57,7 @@ def job(
 
     def run(number: int) -> list[Record]:
         if not loaded:
-            loaded.append(base())
+            loaded.append(_with_same_tokens(base(), subject, stored))
         part = windows[list(batches[number])]
         sums, agree, _ = window_divergences(subject.scorer.split.model, loaded[0].split.model, part)
         parted = _first_divergence(subject.scorer, loaded[0], part[:, :_PROMPT])
@@ -93,6 +93,16 @@ def job(
         hashlib.sha256(stored.encode()).hexdigest(), origin, batches, run, summarize,
         config={"window": length, "continued": _CONTINUED},
     )  # fmt: skip
+
+
+def _with_same_tokens(base: Subject, subject: Subject, stored: str) -> Scorer:
+    text = detokenized(stored)
+    if tokens_of(base.tokenizer, text) != tokens_of(subject.tokenizer, text):
+        raise MlxSvdError(
+            "kl: the model and --base tokenize the text differently; compare models of one "
+            "tokenizer, or leave out kl"
+        )
+    return base.scorer
 
 
 def _first_divergence(model: Scorer, base: Scorer, prompts: np.ndarray) -> np.ndarray:

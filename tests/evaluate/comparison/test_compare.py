@@ -82,18 +82,19 @@ def test_chance_is_marked_where_the_results_give_it(tmp_path):
             for n, r in (("a", a), ("b", b)))  # fmt: skip
     assert line(compare(a, b), "acc").mark_a == "chance"
     assert " chance |" in markdown(compare(a, b))
-    assert (
-        "piqa, acc: neither model is shown to be above chance with 100" in remarks(compare(a, b))[0]
-    )
+    said = remarks(compare(a, b))[0]
+    assert said.startswith("neither model is shown to be above chance")
+    assert "piqa, acc: detects differences above" in said
+    assert "with 100 items" in said
 
 
 def test_too_few_items_are_said_plainly_with_what_they_detect(folders):
     found = compare(*folders)
     row = line(found, "acc")
     assert row.verdict == "not shown"
-    text = next(remark for remark in remarks(found) if remark.startswith("piqa, acc"))
-    assert "n too small for this claim: detects differences above 0.03" in text
-    assert f"takes about {row.needed:,}" in text
+    (text,) = [remark for remark in remarks(found) if remark.startswith("n too small for these")]
+    assert "piqa, acc: detects differences above 0.03" in text
+    assert f"items, takes about {row.needed:,}" in text
 
 
 def test_tasks_of_one_run_only_are_named_not_dropped_silently(tmp_path, folders):
@@ -103,6 +104,12 @@ def test_tasks_of_one_run_only_are_named_not_dropped_silently(tmp_path, folders)
         "not compared, only in A: wikitext",
         "not compared, only in B: mmlu",
     ]
+
+
+def test_metrics_that_compare_with_a_base_are_no_metrics_of_one_run(tmp_path):
+    a = write_run(tmp_path / "a", {"piqa": TEN})
+    b = write_run(tmp_path / "b", {"piqa": [{**row, "flip": 0, "retained": 1} for row in TEN]})
+    assert compare(a, b).notes == []
 
 
 def test_metrics_of_one_run_and_items_without_a_value_are_named(tmp_path):

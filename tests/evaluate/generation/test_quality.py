@@ -78,7 +78,8 @@ def test_summary_is_of_means_over_texts_with_prompts_as_items(quality):
     rows = quality.records[12:]
     for metric in ("rep_2", "rep_4", "loop", "length", "ended"):
         values = np.array([r[metric] for r in rows])
-        expected = estimate(values, np.array([r["id"] for r in rows]))
+        bounds = (0, np.inf if metric == "length" else 1)
+        expected = estimate(values, np.array([r["id"] for r in rows]), bounds)
         assert quality.summary[f"{metric},sampled"] == expected
     assert quality.summary["rep_3,sampled"].n == 12
     assert quality.summary["rep_3,sampled"].rows == 24

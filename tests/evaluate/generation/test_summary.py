@@ -17,6 +17,14 @@ def test_texts_too_short_for_a_metric_are_left_out_of_it_not_counted_as_good():
     assert "distinct_2,greedy" not in generation_summary(records[1:])
 
 
+def test_intervals_of_shares_stay_between_zero_and_one():
+    records = [text_record(0, [1, 1, 1, 1]), *(text_record(i, [i, i + 1, 9]) for i in (1, 2, 3))]
+    summary = generation_summary(records)
+    assert 0 == summary["rep_2,greedy"].low < summary["rep_2,greedy"].value
+    assert summary["rep_2,greedy"].high == 1
+    assert summary["length,greedy"].high > 1
+
+
 def test_differences_are_paired_by_prompt():
     base, model = texts(20), texts(50)
     found = generation_differences(base, model[::-1])

@@ -221,6 +221,12 @@ def test_a_model_does_not_diverge_from_itself(data, tmp_path):
     assert found["first_divergence,none"] == 64
 
 
+def test_kl_to_a_model_of_another_tokenizer_is_refused(data, tmp_path, shared):
+    base = str(shared / "models/llama-44m")
+    with pytest.raises(MlxSvdError, match="kl: the model and --base tokenize the text differently"):
+        run(["kl"], tmp_path / "out", data_dir=data, limit=1, base=base)
+
+
 def test_kl_without_a_base_model_says_what_to_give_before_anything_is_run(data, tmp_path):
     with pytest.raises(MlxSvdError, match="--base MODEL"):
         run(["facts", "kl"], tmp_path / "out", data_dir=data)
