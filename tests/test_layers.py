@@ -13,6 +13,12 @@ ORDER = (
 )  # fmt: skip
 
 
+EVALUATE_ORDER = (
+    "processes", "statistics", "likelihood", "settings", "perplexity", "divergence", "facts",
+    "speed", "rows", "generation", "jobs", "tasks", "results", "prepare", "evaluate", "comparison",
+)  # fmt: skip
+
+
 def imported_folders(file: Path) -> set[str]:
     """First names below mlx_svd that a file imports, wherever in the file."""
     found = set()
@@ -38,6 +44,19 @@ def test_imports_point_upwards_only():
             continue
         allowed = set(ORDER[: ORDER.index(folder) + 1])
         assert imported_folders(file) <= allowed, file
+
+
+def test_imports_within_evaluate_point_upwards_only():
+    root = ROOT / "evaluate"
+    for file in root.rglob("*.py"):
+        part = file.relative_to(root).parts[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        allowed = set(EVALUATE_ORDER[: EVALUATE_ORDER.index(part) + 1])
+        nodes = ast.walk(ast.parse(file.read_text()))
+        names = [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)]
+        found = {n.split(".")[2] for n in names if n.startswith("mlx_svd.evaluate.")}
+        assert found <= allowed, file
 
 
 def test_model_files_that_are_shipped_import_only_mlx_and_mlx_lm():

@@ -44,9 +44,9 @@ def evaluate(
     from mlx_svd.cli.progress import progress
     from mlx_svd.cli.tables import print_scores
     from mlx_svd.evaluate.evaluate import evaluate as run
-    from mlx_svd.evaluate.jobs.prepare import expanded, task_name
     from mlx_svd.evaluate.likelihood.batches import BATCH_TOKENS
-    from mlx_svd.evaluate.results.processes import Processes
+    from mlx_svd.evaluate.prepare import expanded, task_name
+    from mlx_svd.evaluate.processes import Processes
     from mlx_svd.evaluate.settings import EvaluateSettings
 
     settings = EvaluateSettings(

@@ -13,19 +13,19 @@ from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.jobs.base import find_base
 from mlx_svd.evaluate.jobs.choice_job import Subject
 from mlx_svd.evaluate.jobs.job import Job, Record, Score
-from mlx_svd.evaluate.jobs.prepare import (
+from mlx_svd.evaluate.likelihood.encode import context_length
+from mlx_svd.evaluate.likelihood.forward import written_out
+from mlx_svd.evaluate.likelihood.scorer import Scorer
+from mlx_svd.evaluate.prepare import (
     Bench,
     check_tasks,
     expanded,
     needs_base_results,
     prepare,
 )
-from mlx_svd.evaluate.likelihood.encode import context_length
-from mlx_svd.evaluate.likelihood.forward import written_out
-from mlx_svd.evaluate.likelihood.scorer import Scorer
+from mlx_svd.evaluate.processes import Processes
 from mlx_svd.evaluate.results.document import results_of, with_earlier_tasks, write_results
 from mlx_svd.evaluate.results.model_digest import model_digest
-from mlx_svd.evaluate.results.processes import Processes
 from mlx_svd.evaluate.results.sample_file import SampleFile
 from mlx_svd.evaluate.results.table import write_tables
 from mlx_svd.evaluate.settings import EvaluateSettings

@@ -12,11 +12,11 @@ from mlx_svd.evaluate.comparison.metric_comparison import (
     compare_metric,
     judged,
 )
-from mlx_svd.evaluate.comparison.pairing import Row, check_same_items, pair_metric
 from mlx_svd.evaluate.comparison.sample_metrics import Metric, row_metrics
 from mlx_svd.evaluate.comparison.samples import Run, read_run
 from mlx_svd.evaluate.generation.gate import LOOP_MARGIN, Gate, generation_gate
 from mlx_svd.evaluate.generation.summary import distinct_differences, distinct_estimates
+from mlx_svd.evaluate.statistics.pairing import Row, check_same_items, pair_metric
 
 MARGIN = 0.01
 # Of a run with --base: comparisons themselves, which the base has not.

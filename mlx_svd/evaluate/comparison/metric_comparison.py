@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mlx_svd.evaluate.comparison.pairing import Paired
 from mlx_svd.evaluate.statistics.intervals import Estimate, chance_mark, estimate_of_sums
 from mlx_svd.evaluate.statistics.paired import (
     Difference,
@@ -16,6 +15,7 @@ from mlx_svd.evaluate.statistics.paired import (
     mean_equivalence,
     paired_difference,
 )
+from mlx_svd.evaluate.statistics.pairing import Paired
 from mlx_svd.evaluate.statistics.power import (
     ALPHA,
     detectable_mean_difference,

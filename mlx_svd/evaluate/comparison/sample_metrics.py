@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlx_svd.evaluate.comparison.pairing import Row
 from mlx_svd.evaluate.comparison.samples import Run
 from mlx_svd.evaluate.generation.summary import QUALITY_METRICS
+from mlx_svd.evaluate.statistics.pairing import Row
 
 # Metrics of one item, where a run does not say which are its own: whether more is better.
 _KNOWN: dict[str, bool | None] = {

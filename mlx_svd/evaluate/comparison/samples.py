@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.comparison.pairing import Row
+from mlx_svd.evaluate.statistics.pairing import Row
 from mlx_svd.source.source import brief
 
 _SAMPLES = re.compile(r"samples_(?P<task>.+?)(?:_(?P<date>\d{4}-?\d\d-?\d\dT[\d:.-]+))?\.jsonl")

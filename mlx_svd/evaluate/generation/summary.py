@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from mlx_svd.evaluate.comparison.pairing import check_same_items, item_id, pair_metric
 from mlx_svd.evaluate.generation.repetition import distinct
 from mlx_svd.evaluate.statistics.intervals import Estimate, estimate, ratio_error
 from mlx_svd.evaluate.statistics.paired import Difference, jackknife_difference, paired_difference
+from mlx_svd.evaluate.statistics.pairing import check_same_items, item_id, pair_metric
 
 # Of each text, and whether more of it is better; None: neither.
 QUALITY_METRICS: dict[str, bool | None] = {

@@ -8,10 +8,12 @@ from typing import Any
 
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.jobs.job import Record
-from mlx_svd.evaluate.results.document import RESULTS_FILE
-from mlx_svd.evaluate.results.processes import Processes
+from mlx_svd.evaluate.processes import Processes
 from mlx_svd.evaluate.rows.read import read_jsonl
 from mlx_svd.evaluate.settings import EvaluateSettings
+
+# Of an evaluation, in its folder.
+RESULTS_FILE = "results.json"
 
 
 @dataclass

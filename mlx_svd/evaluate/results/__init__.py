@@ -1,1 +1,1 @@
-"""What an evaluation leaves on the disk, and how processes share it."""
+"""What an evaluation leaves on the disk."""

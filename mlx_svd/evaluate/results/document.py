@@ -11,10 +11,10 @@ import mlx.core as mx
 from mlx_svd import conditions
 from mlx_svd.checkpoint.disk import replace_file
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.jobs.base import RESULTS_FILE
 from mlx_svd.evaluate.jobs.job import Job, Score, metric_key
 from mlx_svd.evaluate.settings import EvaluateSettings
 
-RESULTS_FILE = "results.json"
 _BY_TASK = (
     "results",
     "group_subtasks",

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from mlx_svd.evaluate.comparison.metric_comparison import compare_metric, judged
-from mlx_svd.evaluate.comparison.pairing import Paired
 from mlx_svd.evaluate.statistics.intervals import wilson
 from mlx_svd.evaluate.statistics.paired import equivalence, holm, mcnemar
+from mlx_svd.evaluate.statistics.pairing import Paired
 from mlx_svd.evaluate.statistics.power import detectable_share_difference
 from tests.evaluate.result_folders import flipped
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.comparison.pairing import check_same_items, pair_metric
+from mlx_svd.evaluate.statistics.pairing import check_same_items, pair_metric
 
 
 def row(item, acc, **more):
