@@ -24,7 +24,7 @@ def layers_figure(result: dict[str, Any]):
         if effects:
             axis = next(left)
             _lines(axis, mine, lambda r: r["effect"]["kl"], f"{label}: KL (nats/token)")
-            axis.set_yscale("symlog", linthresh=1e-6)
+            axis.set_yscale("log", nonpositive="clip")
     for scan in scans:
         _scan(next(left), scan)
     for axis in left:
