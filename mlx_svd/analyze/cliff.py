@@ -88,6 +88,7 @@ def cliff(
     """
     chosen = subject.chosen(settings.projections, settings.layers)
     truncations = Truncations(subject, settings.scoring, settings.per_head)
+    _ = subject.base  # of the uncompressed model
     texts = _Texts(subject, settings) if settings.prompts else None
     dense = [
         attention_calls(subject.model, w)

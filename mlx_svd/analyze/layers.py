@@ -73,6 +73,8 @@ def layers(
     """
     chosen = subject.chosen(settings.projections, settings.layers)
     truncations = Truncations(subject, settings.scoring, settings.per_head)
+    if settings.effects:
+        _ = subject.base  # of the uncompressed model
     found = []
     for path, label, ranks, energy, real, gaussian in _output_errors(
         subject, settings, chosen, truncations

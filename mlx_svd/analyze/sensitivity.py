@@ -65,6 +65,7 @@ def scan(
     no grouping."""
     check_scan(by, leave)
     label, chosen = policy
+    _ = subject.base  # of the uncompressed model
     local = replace(truncations, per_head=True) if by == "head" else truncations
     groups = group_ranks(local, projections, by, chosen)
     everything = {path: r for group in groups.values() for path, r in group.items()}

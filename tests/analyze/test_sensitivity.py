@@ -12,6 +12,7 @@ from mlx_svd.analyze.sensitivity import group_ranks, scan
 from mlx_svd.analyze.truncations import Truncations, replaced
 from mlx_svd.calibrate.scorers import Scoring
 from mlx_svd.calibrate.taps import inputs_of, tapped
+from mlx_svd.checkpoint.loader import load_model
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.divergence import kl_divergence
 from mlx_svd.evaluate.perplexity import window_losses
@@ -24,9 +25,11 @@ HALF = RankPolicy(rank_ratio=0.5)
 
 
 def kl_with(s, weights):
-    """Mean KL per token of the model with other weights, by the evaluation's own function."""
+    """Mean KL per token of the model with other weights, by the evaluation's own function and
+    from a dense model that is loaded anew."""
+    dense, _ = load_model(s.source.folder, dtype="float32")
     with replaced(s, weights):
-        return kl_divergence(s.model, s.base, s.windows.tokens).kl
+        return kl_divergence(s.model, dense, s.windows.tokens).kl
 
 
 def truncated(s, paths):
@@ -40,6 +43,7 @@ def test_the_effect_is_that_of_the_evaluation(subject):
         base_losses(s).sums, window_losses(s.model, s.windows.tokens).sums, rtol=1e-5
     )
     path = next(iter(s.projections))
+    _ = s.base
     with Truncations(s).compressed({path: 4}):
         found = effect(s)
         expected = kl_divergence(s.model, s.base, s.windows.tokens)
@@ -54,7 +58,6 @@ def test_the_effect_is_that_of_the_evaluation(subject):
 def test_groups_compressed_or_left_dense_are_measured_one_by_one(subject, by):
     s = subject("qwen2", num_hidden_layers=3)
     chosen = s.chosen(("q", "v", "down"))
-    _ = s.base
     alone, dense = scan(s, Truncations(s), chosen, by, ("half", HALF))
     everything = kl_with(s, truncated(s, [p.path for p in chosen]))
     assert alone.everything.kl.value == pytest.approx(everything, rel=1e-3)

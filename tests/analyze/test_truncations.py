@@ -89,6 +89,22 @@ def test_originals_come_back_after_an_error(subject):
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
+def test_the_base_is_never_taken_of_a_compressed_model(subject):
+    s = subject("llama")
+    path = next(iter(s.projections))
+    t = Truncations(s)
+    with t.compressed({path: 2}), pytest.raises(RuntimeError, match="before weights are replaced"):
+        _ = s.base
+    with t.compressed({path: 2}), pytest.raises(RuntimeError, match="is replaced; decompose"):
+        Truncations(s).truncated(s.projections[path], 3)
+    with t.compressed({path: 2}), pytest.raises(RuntimeError, match="is replaced already"):  # noqa: SIM117
+        with t.compressed({path: 3}):
+            pass
+    dense = logits(s)[:, :-1]
+    log_p = dense - np.log(np.exp(dense).sum(axis=-1, keepdims=True))
+    np.testing.assert_allclose(s.base.log_probs, log_p, atol=1e-4)
+
+
 def test_a_rank_policy_gives_the_seeds_ranks(subject):
     s = subject("gpt2", n_embd=128, n_head=2)
     q, o, up = (
