@@ -11,7 +11,8 @@ _MAX_GROUPS = 40
 
 def layers_figure(result: dict[str, Any]):
     """For each rank: cosine on real inputs and KL of each projection alone; then each scan."""
-    rows, labels, scans = result["projections"], result["ranks"], result["scans"]
+    rows, scans = result["projections"], result["scans"]
+    labels = result["ranks"] if rows else []
     effects = any(row["effect"] for row in rows)
     panels = len(labels) * (2 if effects else 1) + len(scans)
     wide = min(panels, 2 if effects else 3)

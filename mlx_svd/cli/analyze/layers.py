@@ -28,6 +28,10 @@ def layers(
             help="Words for cosines: seed-001, seed-002, or such as 0.99=excellent,0.9=fair,poor."
         ),
     ] = "seed-001",
+    alone: Annotated[
+        bool,
+        typer.Option("--alone/--no-alone", help="Every projection alone, not only the scans."),
+    ] = True,
     effects: Annotated[
         bool,
         typer.Option("--effects/--no-effects", help="KL and perplexity of each projection alone."),
@@ -85,6 +89,7 @@ def layers(
         a.scoring(subject.source, scorer, calibration),
         per_head,
         words,
+        alone,
         effects,
         scans,
         left,

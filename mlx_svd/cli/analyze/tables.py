@@ -74,7 +74,8 @@ def print_layers(result: Record) -> None:
                 _ratio(done["perplexity_ratio"]) if done else "-",
             ]
         )
-    columns(head, rows)
+    if rows:
+        columns(head, rows)
     out = console()
     for s in result["summary"]:
         out.print(
