@@ -67,6 +67,16 @@ def test_on_white_noise_one_number_says_all():
         assert found.relative_error.value == pytest.approx(expected, abs=3e-3)
 
 
+def test_a_plain_truncation_has_one_error_on_any_inputs():
+    weight = RNG.standard_normal((24, 16))
+    errors = OutputErrors(weight, low_rank(weight, 6))
+    skewed = RNG.standard_normal((50, 16)) @ np.diag(np.arange(1, 17)) + 3
+    errors.add(mx.array(skewed.astype(np.float32)))
+    found = errors.result()
+    expected = relative_error_of(found.cosine.value)
+    assert found.relative_error.value == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_seeds_table_obeys_that_identity_and_its_target_does_not():
     for cosine, percent in SEED_001:
         assert 100 * relative_error_of(cosine) == pytest.approx(percent, abs=0.015)
