@@ -1,0 +1,263 @@
+"""Fine-tune on a user's text while protecting what the model knows, and measure both."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+
+from mlx_svd import __version__
+from mlx_svd.checkpoint.stored import stored_units
+from mlx_svd.checkpoint.writer import CheckpointWriter
+from mlx_svd.conditions import conditions
+from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.likelihood.encode import context_length
+from mlx_svd.evaluate.retention import Outcomes, knowledge_summary
+from mlx_svd.finetune.output import write_healed
+from mlx_svd.finetune.protection.baseline import Baseline
+from mlx_svd.finetune.protection.examples import Batches, data_examples, fact_examples
+from mlx_svd.finetune.protection.guards import warnings_for
+from mlx_svd.finetune.protection.notes import result_notes
+from mlx_svd.finetune.protection.output import protected_files
+from mlx_svd.finetune.protection.quality import measure_quality, quality_summary
+from mlx_svd.finetune.protection.result import (
+    ProtectResult,
+    finite,
+    item_lines,
+    path_of,
+    path_record,
+    warned,
+)
+from mlx_svd.finetune.protection.settings import ProtectSettings
+from mlx_svd.finetune.protection.start import Start, make_start
+from mlx_svd.finetune.protection.student import Student
+from mlx_svd.finetune.protection.trainer import ProtectState, ProtectStep, Trainer
+from mlx_svd.finetune.state import StateFolder
+
+_STATE = "protecting"
+
+
+def protect(
+    baseline: Baseline,
+    mlx_path: str | Path | None,
+    settings: ProtectSettings | None = None,
+    *,
+    data: str | Path | None = None,
+    command: str = "",
+    advance: Callable[[ProtectStep], None] = lambda step: None,
+) -> ProtectResult:
+    """Train one arm from ``baseline`` and measure it; write it as ``mlx_path`` (None: nowhere).
+
+    Trained are the baseline's conflict facts and ``data``, a .jsonl file in mlx-lm's formats. The
+    path has a point before training, one every ``settings.measure_every`` steps and one at the end,
+    always of the tensors as they would be stored. A run that was killed is continued by the same
+    call from its last point (``MLX_PATH.protecting``) and ends with the same bytes.
+
+    Raises MlxSvdError for what the arm, :func:`make_start` and the guard rails refuse, an existing
+    mlx_path, a state of another run; Diverged when a loss is not a number.
+    """
+    settings = settings or ProtectSettings()
+    target = None if mlx_path is None else Path(mlx_path)
+    if target is not None and os.path.lexists(target):
+        raise MlxSvdError(f"{target}: exists already; delete it or give another --mlx-path")
+    examples, replay = _batches(baseline, settings, data)
+    count = len(examples.examples)
+    warnings = warnings_for(settings, count)
+    steps = settings.count_steps(count)
+    with ExitStack() as stack:
+        if target is None:
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            states = None
+        else:
+            states = StateFolder(
+                target, _run_digest(baseline, settings, examples), _STATE, ProtectState
+            )
+            work = states.path.with_name(f"{target.name}.{_STATE}-start")
+            work.mkdir(parents=True, exist_ok=True)
+        saved = states.load() if states else None
+        start = make_start(baseline.model, settings.arm, settings.stored_dtype, work / "model")
+        run = _Run(baseline, settings, start, examples, replay, steps)
+        state = run.train(saved, states.save if states else lambda state: None, advance)
+        record, outcomes = run.finish(state, count, warnings)
+        path = path_of(state.points)
+        if target is not None:
+            _write(target, start, run, state, record, item_lines(baseline.test, outcomes, path),
+                   command)  # fmt: skip
+            states.remove()
+            _remove(work)
+    return ProtectResult(
+        None if target is None else str(target), record, baseline.test, outcomes, path, warnings
+    )
+
+
+def _batches(
+    baseline: Baseline, settings: ProtectSettings, data: str | Path | None
+) -> tuple[Batches, Batches | None]:
+    """(examples, replayed facts)."""
+    tokenizer, arm = baseline.tokenizer, settings.arm
+    answers_only = settings.loss_on == "answer"
+    examples = fact_examples(tokenizer, baseline.test.conflict, "conflict")
+    if data is not None:
+        examples += data_examples(tokenizer, data, answers_only)
+    options: dict[str, Any] = {
+        "pad_token": min(tokenizer.eos_token_ids),
+        "longest": context_length(baseline.config, tokenizer),
+        "answers_only": answers_only,
+        "mask_padding": settings.mask_padding,
+        "pad_to": settings.pad_to,
+    }
+    batches = Batches(examples, settings.batch_size, settings.seed, stream=2, **options)
+    if arm.replay != "facts":
+        return batches, None
+    if not baseline.test.replay:
+        raise MlxSvdError("--replay facts: no known fact is set aside; give more facts")
+    known = fact_examples(tokenizer, baseline.test.replay, "object")
+    return batches, Batches(known, settings.batch_size, settings.seed, stream=3, **options)
+
+
+class _Run:
+    """One arm: its student, and how a state of it is measured."""
+
+    def __init__(
+        self,
+        baseline: Baseline,
+        settings: ProtectSettings,
+        start: Start,
+        examples: Batches,
+        replay: Batches | None,
+        steps: int,
+    ):
+        self.baseline, self.settings, self.start = baseline, settings, start
+        self.examples, self.steps = examples, steps
+        self.student = Student(start.folder, settings.arm, settings.dtype, settings.seed)
+        self._trainer = Trainer(
+            self.student,
+            examples,
+            replay,
+            baseline.data if settings.arm.reads_text else None,
+            baseline.open(settings.dtype) if settings.arm.kl else None,
+            settings,
+            steps,
+        )
+
+    def train(self, saved, save, advance) -> ProtectState:
+        return self._trainer.run(saved, self._point, save, advance)
+
+    def _point(self, state: ProtectState, loss: float | None) -> dict[str, Any]:
+        with self.student.written(state.arrays["values"]) as model:
+            found = self.baseline.test.ask(model)
+        return {
+            "step": state.step,
+            "loss": loss,
+            "summary": finite(knowledge_summary(self.baseline.test, found)),
+            "margins": found.facts.margins.tolist(),
+            "conflicts": found.facts.conflicts.tolist(),
+        }
+
+    def finish(self, state: ProtectState, count: int, warnings) -> tuple[dict, Outcomes]:
+        """(record, outcomes of the last step)."""
+        baseline, test = self.baseline, self.baseline.test
+        with self.student.written(state.arrays["values"]) as model:
+            outcomes = test.ask(model, write=True)
+            quality = _quality(model, baseline)
+        stored = self.student.stored(state.arrays["values"])
+        changed = self.student.changed_share(stored)
+        student, start = self.student, self.start
+        record = {
+            "model": baseline.folder.name,
+            "revision": baseline.folder.revision,
+            "arm": self.settings.arm.to_json(),
+            "settings": {k: v for k, v in self.settings.to_json().items() if k != "arm"},
+            "warnings": warned(warnings),
+            "facts": {
+                "asked": test.asked,
+                "known": test.known,
+                "groups": {g: int((test.groups == g).sum()) for g in sorted(set(test.groups))},
+                "seed": test.seed,
+                "digest": test.digest,
+            },
+            "examples": {
+                "count": count,
+                "cut": self.examples.cut,
+                "epochs": self.settings.count_epochs(count),
+                "digest": self.examples.digest,
+            },
+            "text": {"origin": baseline.windows.origin, "digest": baseline.windows.digest},
+            "steps": state.step,
+            "training": {
+                "trained": student.trained,
+                "total": student.total,
+                "trained_share": student.trained / student.total,
+                "layers": student.layers,
+                "frozen_layers": student.frozen_layers,
+                "layer_shares_frozen": self.settings.arm.layer_shares(student.layers),
+                "compressed": start.compressed,
+                "bytes_before": start.bytes_before,
+                "bytes_after": start.bytes_after,
+                "changed_share": changed,
+            },
+            "base": {
+                "knowledge": knowledge_summary(test, test.base),
+                "quality": quality_summary(baseline.quality),
+            },
+            "path": path_record(path_of(state.points)),
+            "knowledge": knowledge_summary(test, outcomes),
+            "quality": quality_summary(quality, baseline.quality),
+            "conditions": conditions(),
+        }
+        record["notes"] = [*start.notes, *result_notes(record, test, outcomes, state.points)]
+        return finite(record), outcomes
+
+
+def _quality(model: nn.Module, baseline: Baseline):
+    return measure_quality(model, baseline.tokenizer, baseline.config, baseline.material)
+
+
+def _write(
+    target: Path,
+    start: Start,
+    run: _Run,
+    state: ProtectState,
+    record: dict,
+    items: bytes,
+    command: str,
+) -> None:
+    units = stored_units(start.folder)
+    digest = _run_digest(run.baseline, run.settings, run.examples) + f"-{state.step}"
+    writer = CheckpointWriter(target, units, digest)
+    try:
+        stored = run.student.stored(state.arrays["values"])
+        files = protected_files(start.folder, record, items, command)
+        write_healed(writer, units, start.folder, stored, files)
+    finally:
+        writer.close()
+
+
+def _remove(folder: Path) -> None:
+    """The truncated start of a run that is finished."""
+    import shutil
+
+    shutil.rmtree(folder)
+
+
+def _run_digest(baseline: Baseline, settings: ProtectSettings, examples: Batches) -> str:
+    """Identifies what every step depends on. Not how many steps there are: see ``trainer``."""
+    chosen = settings.to_json()
+    for name in ("steps", "epochs", "accept", "strict", "prompts", "max_tokens"):
+        del chosen[name]
+    paths = sorted(
+        path
+        for pattern in ("config.json", "model*.safetensors")
+        for path in baseline.folder.path.glob(pattern)
+    )
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    facts = [
+        __version__, chosen, baseline.test.digest, examples.digest, baseline.windows.digest, files
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
