@@ -158,8 +158,12 @@ def print_protected(result: "ProtectResult") -> None:
     for note in record["notes"]:
         out.print(f"note: {note}", markup=False, soft_wrap=True)
     if result.mlx_path:
-        out.print(f"{result.mlx_path}: written, {training['bytes_after']:,} bytes of tensor data "
-                  f"({training['bytes_before']:,} before)", markup=False, soft_wrap=True)  # fmt: skip
+        out.print(
+            f"{result.mlx_path}: written, {training['bytes_before']:,} -> "
+            f"{training['bytes_after']:,} bytes of tensor data",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _cell(entry: dict) -> str:

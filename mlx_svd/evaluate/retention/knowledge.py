@@ -4,8 +4,8 @@ Only known facts can be retained or lost, so all others are left out. The known 
 once, by seed, and the same division serves every arm of an experiment:
 
 - conflict: trained to be false; uptake is measured on them (also on those that were not known);
-- replay: set aside for arms that train known facts along with the rest, in every arm, so that no
-  arm is measured on what it was reminded of;
+- replay: set aside, and not asked again, for arms that train known facts along with the rest; in
+  every arm, so that none is measured on what it was reminded of;
 - same_subject, same_relation, elsewhere: the facts that retention is about, by how near they are to
   a conflict (its subject in another relation, else its relation, else neither).
 """
@@ -24,19 +24,20 @@ from mlx_svd.evaluate.facts import Fact
 from mlx_svd.evaluate.retention.outcomes import Outcomes, Prober
 from mlx_svd.evaluate.retention.probes import Probe, with_ids
 
-CONFLICT, REPLAY = "conflict", "replay"
+CONFLICT = "conflict"
 MEASURED = ("same_subject", "same_relation", "elsewhere")
 _REPLAY_SHARE = 0.15
 
 
 @dataclass(frozen=True)
 class KnowledgeTest:
-    """probes, groups (n,): what is asked and the part it plays; base: the base model's outcomes,
-    texts included; asked, known: facts that the base model was asked and knew, before any were left
+    """probes, groups (n,): what is asked and the part it plays; replay: known facts that may be
+    trained along; base: the base model's outcomes, texts included; asked, known: facts that the base model was asked and knew, before any were left
     out by a limit; digest: of probes, groups and scoring; paired outcomes have the same one."""
 
     probes: tuple[Probe, ...]
     groups: np.ndarray
+    replay: tuple[Fact, ...]
     base: Outcomes
     prober: Prober
     asked: int
@@ -50,18 +51,13 @@ class KnowledgeTest:
 
     @property
     def measured(self) -> np.ndarray:
-        """(n,) bool: known, and neither conflict nor replay."""
+        """(n,) bool: known, and neither trained nor set aside."""
         return np.isin(self.groups, MEASURED)
 
     @property
     def conflict(self) -> list[Fact]:
         """Facts to train falsely."""
         return [p.fact for p, g in zip(self.probes, self.groups, strict=True) if g == CONFLICT]
-
-    @property
-    def replay(self) -> list[Fact]:
-        """Known facts that may be trained along, none of which is measured."""
-        return [p.fact for p, g in zip(self.probes, self.groups, strict=True) if g == REPLAY]
 
 
 def make_knowledge_test(
@@ -79,8 +75,8 @@ def make_knowledge_test(
 ) -> KnowledgeTest:
     """Ask the base model, and divide what it knows.
 
-    conflict: facts to train falsely, how many to draw from the known ones, or None; replay_share: of the
-    remaining known facts; limit: measured facts at most, drawn by seed. Raises MlxSvdError if
+    conflict: facts to train falsely, how many to draw from the known ones, or None; replay_share:
+    of the other known facts; limit: measured facts at most, drawn by seed. Raises MlxSvdError if
     nothing is known, if a conflict contradicts the facts file, and if too little is left over.
     """
     drawn = conflict if isinstance(conflict, int) else None
@@ -115,14 +111,16 @@ def make_knowledge_test(
         )
     if limit is not None and limit < len(measured):
         measured = np.sort(generator.choice(measured, limit, replace=False))
-    chosen = np.unique(np.concatenate([np.array(trained, dtype=np.int64), replay, measured]))
+    chosen = np.unique(np.concatenate([np.array(trained, dtype=np.int64), measured]))
     kept = [merged[i] for i in chosen]
-    groups = _groups(merged, chosen, set(trained), set(replay.tolist()))
+    aside = tuple(merged[i].fact for i in replay)
+    groups = _groups(merged, chosen, set(trained))
     prober = Prober(tokenizer, kept, config=config, scoring=scoring, tokens=tokens)
-    content = [[asdict(p) for p in kept], groups.tolist(), scoring, tokens]
+    content = [[asdict(p) for p in kept], groups.tolist(), [asdict(f) for f in aside]]
+    content += [scoring, tokens]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return KnowledgeTest(
-        tuple(kept), groups, found.of(chosen), prober, len(merged), len(known), seed, digest
+        tuple(kept), groups, aside, found.of(chosen), prober, len(merged), len(known), seed, digest
     )
 
 
@@ -153,9 +151,7 @@ def _merged(probes: Sequence[Probe], conflict: Sequence[Fact]) -> tuple[list[Pro
     return merged, sorted(trained)
 
 
-def _groups(
-    merged: list[Probe], chosen: np.ndarray, trained: set[int], replay: set[int]
-) -> np.ndarray:
+def _groups(merged: list[Probe], chosen: np.ndarray, trained: set[int]) -> np.ndarray:
     subjects = {merged[i].fact.subject for i in trained}
     relations = {merged[i].fact.relation for i in trained}
 
@@ -163,8 +159,6 @@ def _groups(
         fact = merged[i].fact
         if i in trained:
             return CONFLICT
-        if i in replay:
-            return REPLAY
         if fact.subject in subjects:
             return MEASURED[0]
         return MEASURED[1] if fact.relation in relations else MEASURED[2]

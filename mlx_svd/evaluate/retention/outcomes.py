@@ -51,9 +51,9 @@ class Answers:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """facts: one answer per probe, in order; paraphrases, locality: one per prompt; for locality the
-    only false object is the conflicting one of the fact it belongs to. texts: what the model wrote
-    greedily after the prompt of each probe, with writes_object and writes_conflict (n,) bool:
+    """facts: one answer per probe, in order; paraphrases, locality: one per prompt; for locality
+    the only false object is the conflicting one of the fact it belongs to. texts: what the model
+    wrote greedily after the prompt of each probe, with writes_object and writes_conflict (n,) bool:
     whether that names the object; all three None if not asked for."""
 
     facts: Answers

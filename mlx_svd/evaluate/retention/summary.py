@@ -3,17 +3,18 @@
 Keys of a summary:
 
 - uptake: of the conflict facts, those whose conflicting object is now likelier than the true one
-  (the efficacy of Meng et al., 2022); uptake_all: likelier than every other object; uptake_written:
-  named in the greedy text.
-- retained: of the measured facts (known to the base model, not trained), those still known, the true
-  object likelier than every false one; retained_same_subject, retained_same_relation,
+  (the efficacy of Meng et al., 2022); uptake_all: likelier than every other object;
+  uptake_written: named in the greedy text.
+- retained: of the measured facts (known to the base model, not trained), those still known: the
+  true object likelier than every false one; retained_same_subject, retained_same_relation,
   retained_elsewhere: parts of them (see ``knowledge``).
 - retained_written: of the measured facts whose object the base model wrote, those still written.
-- retained_conflict: of the conflict facts known before, those still known: the other side of uptake,
-  not to be mixed with retained.
+- retained_conflict: of the conflict facts known before, those still known: the other side of
+  uptake, not to be mixed with retained.
 - margin_change: mean change of the log-likelihood margin of measured facts, in nats.
-- paraphrase_uptake: of the paraphrases of conflict facts, those with the conflicting object likelier;
-  paraphrase_retained: of the paraphrases of measured facts known to the base model, those still known.
+- paraphrase_uptake: of the paraphrases of conflict facts, those with the conflicting object
+  likelier; paraphrase_retained: of the paraphrases of measured facts that the base model knew,
+  those still known.
 - locality: of the neighbours of conflict facts that the base model had right, those still right.
 """
 

@@ -8,8 +8,8 @@ The pieces, for a program that compares arms:
         result.path.uptakes, result.path.margins  # of every point, of every point and fact
         result.record["knowledge"]["retained"]  # value, low, high, n
 
-``read_probes`` is in ``mlx_svd.evaluate.retention``. One baseline (one model, one seed, one division
-of the facts) serves all arms that are to be paired. ``protect`` writes a checkpoint if given a
+``read_probes`` is in ``mlx_svd.evaluate.retention``. One baseline (one model, one seed, one
+division of the facts) serves all arms that are to be paired. ``protect`` writes a checkpoint if given a
 path, and gives the same numbers for the same settings on the same machine with the same BLAS and
 number of threads. See docs/protection.md.
 """

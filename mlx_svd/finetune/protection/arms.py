@@ -34,8 +34,8 @@ class Arm:
     adapter: train low-rank adapters of mlx-lm (LoRA, DoRA) instead of the weights of the layers
     that are not frozen; rank, scale (alpha / r), dropout, projections: of them.
 
-    kl: weight of KL(base || model) per token on the text; replay: known facts that are set aside, or
-    the text, trained along with weight replay_weight.
+    kl: weight of KL(base || model) per token on the text; replay: known facts that are set aside,
+    or the text, trained along with weight replay_weight.
 
     Raises MlxSvdError for values that do not go together.
     """

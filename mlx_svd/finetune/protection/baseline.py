@@ -52,8 +52,8 @@ def make_baseline(
     prompts: Path | None = None,
     conversations: Path | None = None,
 ) -> Baseline:
-    """Measure ``model`` and divide its facts (see ``make_knowledge_test``; conflict None: nothing is
-    trained falsely). Of the settings only seed, facts_limit, scoring, tokens, prompts, max_tokens,
+    """Measure ``model`` and divide its facts (see ``make_knowledge_test``; conflict None: nothing
+    is trained falsely). Of the settings only seed, facts_limit, scoring, tokens, prompts, max_tokens,
     dtype and the text's are used, so one baseline serves arms that differ in the others.
 
     text: a file or hub data set, None: the one shipped; prompts: file, None: those shipped;

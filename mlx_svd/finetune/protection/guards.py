@@ -1,7 +1,7 @@
 """Guard rails: settings that the seeds, or measurements here, found harmful.
 
-Each is a warning with its reason. ``--accept NAME`` overrides one (the result says so), ``--strict``
-turns those that are left into errors. Figures are of docs/protection.md, on qwen2-6m.
+Each is a warning with its reason. ``--accept NAME`` overrides one (the result says so) and
+``--strict`` turns those that are left into errors. Figures are of docs/protection.md, on qwen2-6m.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ def warnings_for(settings: ProtectSettings, examples: int) -> list[Warned]:
     refused = [warning for warning in found if not warning.accepted]
     if settings.strict and refused:
         raise MlxSvdError(
-            f"{refused[0].text}; change it, or add --accept {refused[0].name}, or leave out --strict"
+            f"{refused[0].text}; change it, add --accept {refused[0].name}, or leave out --strict"
         )
     return found
 

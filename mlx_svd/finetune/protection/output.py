@@ -48,6 +48,7 @@ def _paragraph(record: dict[str, Any], command: str) -> str:
         f"## Fine-tuned\n\nmlx-svd {mlx_svd.__version__} trained {training['trained']:,} of "
         f"{training['total']:,} numbers for {record['steps']} steps (arm {record['arm']['name']}, "
         f"learning rate {record['settings']['lr']:g}). Measured on the stored tensors, 95 % "
-        f"intervals: {shares}. All figures: `{RESULT_FILE}`; weight errors in config.json are those "
-        "of the compression before training.\n" + (f"\n```\n{command}\n```\n" if command else "")
+        f"intervals: {shares}. All figures: `{RESULT_FILE}`; weight errors in config.json are "
+        "those of the compression before training.\n"
+        + (f"\n```\n{command}\n```\n" if command else "")
     )

@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +177,8 @@ class _Run:
             "facts": {
                 "asked": test.asked,
                 "known": test.known,
-                "groups": {g: int((test.groups == g).sum()) for g in sorted(set(test.groups))},
+                "groups": {str(g): int((test.groups == g).sum()) for g in set(test.groups)},
+                "replay": len(test.replay),
                 "seed": test.seed,
                 "digest": test.digest,
             },
