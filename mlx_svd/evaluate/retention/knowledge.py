@@ -32,8 +32,9 @@ _REPLAY_SHARE = 0.15
 @dataclass(frozen=True)
 class KnowledgeTest:
     """probes, groups (n,): what is asked and the part it plays; replay: known facts that may be
-    trained along; base: the base model's outcomes, texts included; asked, known: facts that the base model was asked and knew, before any were left
-    out by a limit; digest: of probes, groups and scoring; paired outcomes have the same one."""
+    trained along; base: the base model's outcomes, texts included; asked, known: facts that the
+    base model was asked and knew, before any were left out by a limit; digest: of probes, groups
+    and scoring, the same for outcomes that can be paired."""
 
     probes: tuple[Probe, ...]
     groups: np.ndarray

@@ -9,9 +9,9 @@ The pieces, for a program that compares arms:
         result.record["knowledge"]["retained"]  # value, low, high, n
 
 ``read_probes`` is in ``mlx_svd.evaluate.retention``. One baseline (one model, one seed, one
-division of the facts) serves all arms that are to be paired. ``protect`` writes a checkpoint if given a
-path, and gives the same numbers for the same settings on the same machine with the same BLAS and
-number of threads. See docs/protection.md.
+division of the facts) serves all arms that are to be paired. ``protect`` writes a checkpoint if
+given a path, and gives the same numbers for the same settings on the same machine with the same
+BLAS and number of threads. See docs/protection.md.
 """
 
 from mlx_svd.finetune.protection.arms import ARMS, Arm, arm_named

@@ -53,8 +53,8 @@ def make_baseline(
     conversations: Path | None = None,
 ) -> Baseline:
     """Measure ``model`` and divide its facts (see ``make_knowledge_test``; conflict None: nothing
-    is trained falsely). Of the settings only seed, facts_limit, scoring, tokens, prompts, max_tokens,
-    dtype and the text's are used, so one baseline serves arms that differ in the others.
+    is trained falsely). Of the settings only seed, facts_limit, scoring, tokens, prompts,
+    max_tokens, dtype and the text's are used: one baseline serves arms that differ in the others.
 
     text: a file or hub data set, None: the one shipped; prompts: file, None: those shipped;
     conversations: file of {messages} rows. Raises MlxSvdError for what these refuse.

@@ -22,9 +22,9 @@ class ProtectSettings:
 
     Measuring: measure_every: steps between two points of the path, each of which saves the state;
     facts_limit: measured facts at most, drawn by seed; scoring, tokens: of written answers;
-    prompts: how many are continued for generation quality (0: not measured); text_windows, text_length: of
-    the text, an eighth (at most 16) held out for perplexity, the rest for KL and replay;
-    text_batch: windows of it in a step.
+    prompts: how many are continued for generation quality (0: not measured); text_windows,
+    text_length: of the text, an eighth (at most 16) held out for perplexity, the rest for KL and
+    replay; text_batch: windows of it in a step.
 
     dtype: of the forward passes (trained values are float32); stored_dtype: of the written tensors
     (None: the model's own); what is measured is always what is stored. accept: names of guard rails
