@@ -241,7 +241,7 @@ def _freezing(given: dict, arm) -> dict:
 
 
 class _Steps:
-    """Progress bar of a training, and a line for every point of its path."""
+    """Progress bar of a training, and a line for every point."""
 
     def __init__(self, stack: ExitStack):
         self._stack, self._advance, self._done = stack, None, 0

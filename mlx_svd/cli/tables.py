@@ -148,7 +148,9 @@ def print_protected(result: "ProtectResult") -> None:
     rows = {k: (record["base"]["knowledge"][k], v) for k, v in record["knowledge"].items()}
     quality, before = record["quality"], record["base"]["quality"]
     for name, (base, entry) in rows.items():
-        table.add_row(name, _cell(base), _cell(record["path"][0].get(name, {})), *_cells(entry))
+        table.add_row(
+            name, _cell(base), _cell(record["trajectory"][0].get(name, {})), *_cells(entry)
+        )
     for name in ("perplexity", "conversation_perplexity"):
         table.add_row(name, _cell(before[name]), "-", *_cells(quality[name]))
     for name, entry in quality["generation"].items():

@@ -1,8 +1,8 @@
 """Runs compared where they learned equally much: retention as a function of uptake.
 
-A run is measured at several steps, which gives a path of points (uptake, retention). Arms that
+A run is measured at several steps: a trajectory of points (uptake, retention). Arms that
 learn at different speeds are at different places of it after the same steps, and one that learned
-nothing retains everything. So a run is read off at a given uptake: where its path first reaches
+nothing retains everything. So a run is read off at a given uptake: where it first reaches
 that, each fact's outcome is interpolated between the two points around it. Two runs with the same
 facts are then compared fact by fact.
 """

@@ -25,7 +25,12 @@ import numpy as np
 
 from mlx_svd.evaluate.retention.knowledge import CONFLICT, MEASURED, KnowledgeTest
 from mlx_svd.evaluate.retention.outcomes import Answers, Outcomes
-from mlx_svd.evaluate.statistics.intervals import estimate
+from mlx_svd.evaluate.statistics.intervals import (
+    Estimate,
+    estimate,
+    mean_interval,
+    ratio_error,
+)
 
 NOT_MEASURED = "not_measured"
 _NO_PARAPHRASES = "the facts give no paraphrases here"
@@ -47,7 +52,7 @@ def knowledge_summary(test: KnowledgeTest, outcomes: Outcomes) -> dict[str, dict
         found[f"retained_{group}"] = _share(facts.known[test.groups == group])
     found["retained_conflict"] = _share(facts.known[conflict & base.facts.known])
     change = facts.margins - base.facts.margins
-    found["margin_change"] = asdict(estimate(change[measured]))
+    found["margin_change"] = _mean(change[measured])
     if outcomes.texts is None:
         found["uptake_written"] = found["retained_written"] = {NOT_MEASURED: _NOT_WRITTEN}
     else:
@@ -69,11 +74,6 @@ def knowledge_summary(test: KnowledgeTest, outcomes: Outcomes) -> dict[str, dict
     return found
 
 
-def value_of(entry: dict[str, Any]) -> float | None:
-    """The value of an entry of a summary, None where it was not measured."""
-    return entry.get("value")
-
-
 def _beats_all(facts: Answers) -> np.ndarray:
     """The conflicting object beats the true one and is itself the likeliest false one."""
     return facts.conflicting & np.isclose(facts.conflicts, -facts.margins, rtol=0, atol=1e-9)
@@ -83,6 +83,13 @@ def _share(flags: np.ndarray) -> dict[str, Any]:
     if not len(flags):
         return {NOT_MEASURED: "no fact belongs here"}
     return asdict(estimate(flags.astype(np.float64)))
+
+
+def _mean(values: np.ndarray) -> dict[str, Any]:
+    """Of any numbers, with Student's interval also where all are 0."""
+    ones = np.ones(len(values))
+    error, (mean, low, high) = ratio_error(values, ones)[1], mean_interval(values, ones)
+    return asdict(Estimate(mean, error, low, high, len(values), len(values)))
 
 
 def _clustered(flags: np.ndarray, owners: np.ndarray, missing: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ The pieces, for a program that compares arms:
     baseline = make_baseline(model, read_probes(file), 100, settings)
     for arm in (ARMS["none"], ARMS["cf90"], replace(ARMS["lora-r8"], adapter_rank=4)):
         result = protect(baseline, None, replace(settings, arm=arm))
-        result.path.uptakes, result.path.margins  # of every point, of every point and fact
+        result.trajectory.uptakes  # of every point; .margins: of every point and fact
         result.record["knowledge"]["retained"]  # value, low, high, n
 
 ``read_probes`` is in ``mlx_svd.evaluate.retention``. One baseline (one model, one seed, one
@@ -18,7 +18,7 @@ from mlx_svd.finetune.protection.arms import ARMS, Arm, arm_named
 from mlx_svd.finetune.protection.baseline import Baseline, make_baseline
 from mlx_svd.finetune.protection.guards import GUARDS, Warned, warnings_for
 from mlx_svd.finetune.protection.protect import protect
-from mlx_svd.finetune.protection.result import Path, ProtectResult
+from mlx_svd.finetune.protection.result import ProtectResult, Trajectory
 from mlx_svd.finetune.protection.settings import PRESETS, ProtectSettings
 from mlx_svd.finetune.protection.trainer import Diverged
 
@@ -29,9 +29,9 @@ __all__ = [
     "Arm",
     "Baseline",
     "Diverged",
-    "Path",
     "ProtectResult",
     "ProtectSettings",
+    "Trajectory",
     "Warned",
     "arm_named",
     "make_baseline",

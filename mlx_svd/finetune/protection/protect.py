@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -29,8 +30,8 @@ from mlx_svd.finetune.protection.result import (
     ProtectResult,
     finite,
     item_lines,
-    path_of,
-    path_record,
+    trajectory_of,
+    trajectory_record,
     warned,
 )
 from mlx_svd.finetune.protection.settings import ProtectSettings
@@ -54,9 +55,9 @@ def protect(
     """Train one arm from ``baseline`` and measure it; write it as ``mlx_path`` (None: nowhere).
 
     Trained are the baseline's conflict facts and ``data``, a .jsonl file in mlx-lm's formats. The
-    path has a point before training, one every ``settings.measure_every`` steps and one at the end,
-    always of the tensors as they would be stored. A run that was killed is continued by the same
-    call from its last point (``MLX_PATH.protecting``) and ends with the same bytes.
+    trajectory has a point before training, one every ``settings.measure_every`` steps and one at
+    the end, always of the tensors as they would be stored. A run that was killed is continued by
+    the same call from its last point (``MLX_PATH.protecting``) and ends with the same bytes.
 
     Raises MlxSvdError for what the arm, :func:`make_start` and the guard rails refuse, an existing
     mlx_path, a state of another run; Diverged when a loss is not a number.
@@ -70,28 +71,32 @@ def protect(
     warnings = warnings_for(settings, count)
     steps = settings.count_steps(count)
     with ExitStack() as stack:
+        digest = _run_digest(baseline, settings, examples)
         if target is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             states = None
         else:
-            states = StateFolder(
-                target, _run_digest(baseline, settings, examples), _STATE, ProtectState
-            )
+            states = StateFolder(target, digest, _STATE, ProtectState)
             work = states.path.with_name(f"{target.name}.{_STATE}-start")
             work.mkdir(parents=True, exist_ok=True)
         saved = states.load() if states else None
-        start = make_start(baseline.model, settings.arm, settings.stored_dtype, work / "model")
+        start = make_start(baseline.model, settings.arm, settings.stored_dtype, work / digest[:16])
         run = _Run(baseline, settings, start, examples, replay, steps)
         state = run.train(saved, states.save if states else lambda state: None, advance)
         record, outcomes = run.finish(state, count, warnings)
-        path = path_of(state.points)
+        trajectory = trajectory_of(state.points)
         if target is not None:
-            _write(target, start, run, state, record, item_lines(baseline.test, outcomes, path),
-                   command)  # fmt: skip
+            items = item_lines(baseline.test, outcomes, trajectory)
+            _write(target, f"{digest}-{state.step}", run, state, record, items, command)
             states.remove()
             _remove(work)
     return ProtectResult(
-        None if target is None else str(target), record, baseline.test, outcomes, path, warnings
+        None if target is None else str(target),
+        record,
+        baseline.test,
+        outcomes,
+        trajectory,
+        warnings,
     )
 
 
@@ -206,7 +211,7 @@ class _Run:
                 "knowledge": knowledge_summary(test, test.base),
                 "quality": quality_summary(baseline.quality),
             },
-            "path": path_record(path_of(state.points)),
+            "trajectory": trajectory_record(trajectory_of(state.points)),
             "knowledge": knowledge_summary(test, outcomes),
             "quality": quality_summary(quality, baseline.quality),
             "conditions": conditions(),
@@ -221,28 +226,27 @@ def _quality(model: nn.Module, baseline: Baseline):
 
 def _write(
     target: Path,
-    start: Start,
+    digest: str,
     run: _Run,
     state: ProtectState,
     record: dict,
     items: bytes,
     command: str,
 ) -> None:
-    units = stored_units(start.folder)
-    digest = _run_digest(run.baseline, run.settings, run.examples) + f"-{state.step}"
+    """The checkpoint of ``state``. digest: identifies it, for a writing that was killed."""
+    folder = run.start.folder
+    units = stored_units(folder)
     writer = CheckpointWriter(target, units, digest)
     try:
         stored = run.student.stored(state.arrays["values"])
-        files = protected_files(start.folder, record, items, command)
-        write_healed(writer, units, start.folder, stored, files)
+        files = protected_files(folder, record, items, command)
+        write_healed(writer, units, folder, stored, files)
     finally:
         writer.close()
 
 
 def _remove(folder: Path) -> None:
     """The truncated start of a run that is finished."""
-    import shutil
-
     shutil.rmtree(folder)
 
 

@@ -15,7 +15,7 @@ RESULT_FILE, ITEMS_FILE = "mlx_svd_protect.json", "mlx_svd_protect_items.jsonl"
 
 
 @dataclass(frozen=True)
-class Path:
+class Trajectory:
     """A run at several steps: P points, n facts in the order of the test.
 
     steps (P,); losses (P,): mean of the examples since the point before, None first; summaries: of
@@ -44,13 +44,13 @@ class Path:
 class ProtectResult:
     """mlx_path: the checkpoint, None if none was written; record: everything but items, as written
     to mlx_svd_protect.json (docs/protection.md lists it); test, outcomes: per item, of the last
-    step; path: per item, of every point; warnings: guard rails that the settings ran into."""
+    step; trajectory: per item, of every point; warnings: guard rails that the settings ran into."""
 
     mlx_path: str | None
     record: dict[str, Any]
     test: KnowledgeTest
     outcomes: Outcomes
-    path: Path
+    trajectory: Trajectory
     warnings: list[Warned]
 
     def to_json(self) -> dict[str, Any]:
@@ -58,9 +58,9 @@ class ProtectResult:
         return {"mlx_path": self.mlx_path, **self.record}
 
 
-def path_of(points: list[dict[str, Any]]) -> Path:
+def trajectory_of(points: list[dict[str, Any]]) -> Trajectory:
     """The points of a training state."""
-    return Path(
+    return Trajectory(
         [p["step"] for p in points],
         [p["loss"] for p in points],
         [p["summary"] for p in points],
@@ -69,17 +69,17 @@ def path_of(points: list[dict[str, Any]]) -> Path:
     )
 
 
-def path_record(path: Path) -> list[dict[str, Any]]:
-    """The path without items, for the record."""
+def trajectory_record(t: Trajectory) -> list[dict[str, Any]]:
+    """The trajectory without items, for the record."""
     return [
         {"step": step, "loss": loss, **summary}
-        for step, loss, summary in zip(path.steps, path.losses, path.summaries, strict=True)
+        for step, loss, summary in zip(t.steps, t.losses, t.summaries, strict=True)
     ]
 
 
-def item_lines(test: KnowledgeTest, outcomes: Outcomes, path: Path) -> bytes:
+def item_lines(test: KnowledgeTest, outcomes: Outcomes, trajectory: Trajectory) -> bytes:
     """One JSON line a fact: its part, the base model's outcomes, those of the last step, and the
-    margins along the path; then one a paraphrase and a neighbour."""
+    margins along the trajectory; then one a paraphrase and a neighbour."""
     lines = []
     for i, probe in enumerate(test.probes):
         lines.append(
@@ -96,9 +96,9 @@ def item_lines(test: KnowledgeTest, outcomes: Outcomes, path: Path) -> bytes:
                 "text": outcomes.texts[i],
                 "writes_object": bool(outcomes.writes_object[i]),
                 "writes_conflict": bool(outcomes.writes_conflict[i]),
-                "steps": path.steps,
-                "margins": path.margins[:, i].tolist(),
-                "conflict_margins": path.conflicts[:, i].tolist(),
+                "steps": trajectory.steps,
+                "margins": trajectory.margins[:, i].tolist(),
+                "conflict_margins": trajectory.conflicts[:, i].tolist(),
             }
         )
     for kind in ("paraphrases", "locality"):

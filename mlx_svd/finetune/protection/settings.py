@@ -20,8 +20,8 @@ class ProtectSettings:
     that every example is padded or cut to (None: the longest of the batch); grad_checkpoint:
     compute each layer again in the backward pass, which takes less memory.
 
-    Measuring: measure_every: steps between two points of the path, each of which saves the state;
-    facts_limit: measured facts at most, drawn by seed; scoring, tokens: of written answers;
+    Measuring: measure_every: steps between two points of the trajectory, each of which saves the
+    state; facts_limit: measured facts at most, drawn by seed; scoring, tokens: of written answers;
     prompts: how many are continued for generation quality (0: not measured); text_windows,
     text_length: of the text, an eighth (at most 16) held out for perplexity, the rest for KL and
     replay; text_batch: windows of it in a step.

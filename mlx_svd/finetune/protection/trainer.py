@@ -5,7 +5,7 @@ Examples, LoRA and DoRA layers, gradient checkpointing and the masked loss are m
 going after NaN, and orders batches by numpy's global state.
 
 The learning rate is constant, so the first k steps do not depend on how many follow: a run can be
-cut short or prolonged, and every point of its path is a finished run of so many steps.
+cut short or prolonged, and every point of its trajectory is a finished run of so many steps.
 """
 
 import math
@@ -27,7 +27,7 @@ from mlx_svd.finetune.protection.student import Student, checkpointed
 
 
 class Diverged(MlxSvdError):
-    """The loss is not a number. step: of it; state: the last good one, with the path until then."""
+    """The loss is not a number. step: of it; state: the last good one."""
 
     def __init__(self, message: str, step: int, state: "ProtectState"):
         super().__init__(message)
@@ -36,8 +36,8 @@ class Diverged(MlxSvdError):
 
 @dataclass
 class ProtectState:
-    """step: optimizer steps done; points: of the path so far (see ``protect``); arrays: "values"
-    (parameter name -> float32), "m" and "v" of AdamW."""
+    """step: optimizer steps done; points: of the trajectory so far; arrays: "values" (parameter
+    name -> float32), "m" and "v" of AdamW."""
 
     step: int = 0
     points: list[dict[str, Any]] = field(default_factory=list)
@@ -96,7 +96,7 @@ class Trainer:
     ) -> ProtectState:
         """From ``state`` (None: from the start) to the last step.
 
-        measure: (state, mean loss since the last point) -> a new point of the path; save gets the
+        measure: (state, mean loss since the last point) -> a new point; save gets the
         state after each point. Raises Diverged when a loss or a value is not a number, and
         MlxSvdError for a saved state beyond the last step.
         """
