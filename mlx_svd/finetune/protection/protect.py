@@ -10,34 +10,25 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import mlx.nn as nn
-
 from mlx_svd import __version__
 from mlx_svd.checkpoint.stored import stored_units
 from mlx_svd.checkpoint.writer import CheckpointWriter
-from mlx_svd.conditions import conditions
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.likelihood.encode import context_length
-from mlx_svd.evaluate.retention import Outcomes, knowledge_summary
 from mlx_svd.finetune.output import write_healed
 from mlx_svd.finetune.protection.baseline import Baseline
 from mlx_svd.finetune.protection.examples import Batches, data_examples, fact_examples
 from mlx_svd.finetune.protection.guards import warnings_for
-from mlx_svd.finetune.protection.notes import result_notes
 from mlx_svd.finetune.protection.output import protected_files
-from mlx_svd.finetune.protection.quality import measure_quality, quality_summary
 from mlx_svd.finetune.protection.result import (
     ProtectResult,
-    finite,
     item_lines,
     trajectory_of,
-    trajectory_record,
-    warned,
 )
+from mlx_svd.finetune.protection.run import ArmRun
 from mlx_svd.finetune.protection.settings import ProtectSettings
-from mlx_svd.finetune.protection.start import Start, make_start
-from mlx_svd.finetune.protection.student import Student
-from mlx_svd.finetune.protection.trainer import ProtectState, ProtectStep, Trainer
+from mlx_svd.finetune.protection.start import make_start
+from mlx_svd.finetune.protection.trainer import ProtectState, ProtectStep
 from mlx_svd.finetune.state import StateFolder
 
 _STATE = "protecting"
@@ -81,9 +72,9 @@ def protect(
             work.mkdir(parents=True, exist_ok=True)
         saved = states.load() if states else None
         start = make_start(baseline.model, settings.arm, settings.stored_dtype, work / digest[:16])
-        run = _Run(baseline, settings, start, examples, replay, steps)
+        run = ArmRun(baseline, settings, start, examples, replay, steps)
         state = run.train(saved, states.save if states else lambda state: None, advance)
-        record, outcomes = run.finish(state, count, warnings)
+        record, outcomes = run.finish(state, warnings)
         trajectory = trajectory_of(state.points)
         if target is not None:
             items = item_lines(baseline.test, outcomes, trajectory)
@@ -125,109 +116,10 @@ def _batches(
     return batches, Batches(known, settings.batch_size, settings.seed, stream=3, **options)
 
 
-class _Run:
-    """One arm: its student, and how a state of it is measured."""
-
-    def __init__(
-        self,
-        baseline: Baseline,
-        settings: ProtectSettings,
-        start: Start,
-        examples: Batches,
-        replay: Batches | None,
-        steps: int,
-    ):
-        self.baseline, self.settings, self.start = baseline, settings, start
-        self.examples, self.steps = examples, steps
-        self.student = Student(start.folder, settings.arm, settings.dtype, settings.seed)
-        self._trainer = Trainer(
-            self.student,
-            examples,
-            replay,
-            baseline.data if settings.arm.reads_text else None,
-            baseline.open(settings.dtype) if settings.arm.kl else None,
-            settings,
-            steps,
-        )
-
-    def train(self, saved, save, advance) -> ProtectState:
-        return self._trainer.run(saved, self._point, save, advance)
-
-    def _point(self, state: ProtectState, loss: float | None) -> dict[str, Any]:
-        with self.student.written(state.arrays["values"]) as model:
-            found = self.baseline.test.ask(model)
-        return {
-            "step": state.step,
-            "loss": loss,
-            "summary": finite(knowledge_summary(self.baseline.test, found)),
-            "margins": found.facts.margins.tolist(),
-            "conflicts": found.facts.conflicts.tolist(),
-        }
-
-    def finish(self, state: ProtectState, count: int, warnings) -> tuple[dict, Outcomes]:
-        """(record, outcomes of the last step)."""
-        baseline, test = self.baseline, self.baseline.test
-        with self.student.written(state.arrays["values"]) as model:
-            outcomes = test.ask(model, write=True)
-            quality = _quality(model, baseline)
-        stored = self.student.stored(state.arrays["values"])
-        changed = self.student.changed_share(stored)
-        student, start = self.student, self.start
-        record = {
-            "model": baseline.folder.name,
-            "revision": baseline.folder.revision,
-            "arm": self.settings.arm.to_json(),
-            "settings": {k: v for k, v in self.settings.to_json().items() if k != "arm"},
-            "warnings": warned(warnings),
-            "facts": {
-                "asked": test.asked,
-                "known": test.known,
-                "groups": {str(g): int((test.groups == g).sum()) for g in set(test.groups)},
-                "replay": len(test.replay),
-                "seed": test.seed,
-                "digest": test.digest,
-            },
-            "examples": {
-                "count": count,
-                "cut": self.examples.cut,
-                "epochs": self.settings.count_epochs(count),
-                "digest": self.examples.digest,
-            },
-            "text": {"origin": baseline.windows.origin, "digest": baseline.windows.digest},
-            "steps": state.step,
-            "training": {
-                "trained": student.trained,
-                "total": student.total,
-                "trained_share": student.trained / student.total,
-                "layers": student.layers,
-                "frozen_layers": student.frozen_layers,
-                "layer_shares_frozen": self.settings.arm.layer_shares(student.layers),
-                "compressed": start.compressed,
-                "bytes_before": start.bytes_before,
-                "bytes_after": start.bytes_after,
-                "changed_share": changed,
-            },
-            "base": {
-                "knowledge": knowledge_summary(test, test.base),
-                "quality": quality_summary(baseline.quality),
-            },
-            "trajectory": trajectory_record(trajectory_of(state.points)),
-            "knowledge": knowledge_summary(test, outcomes),
-            "quality": quality_summary(quality, baseline.quality),
-            "conditions": conditions(),
-        }
-        record["notes"] = [*start.notes, *result_notes(record, test, outcomes, state.points)]
-        return finite(record), outcomes
-
-
-def _quality(model: nn.Module, baseline: Baseline):
-    return measure_quality(model, baseline.tokenizer, baseline.config, baseline.material)
-
-
 def _write(
     target: Path,
     digest: str,
-    run: _Run,
+    run: ArmRun,
     state: ProtectState,
     record: dict,
     items: bytes,
