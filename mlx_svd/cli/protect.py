@@ -10,15 +10,6 @@ import typer
 from mlx_svd.cli import options as o
 
 _FACTS, _ARM, _TRAINING, _MEASURING = "Facts and text", "Protection", "Training", "Measuring"
-# Options of an arm, by the name of its field; the rest are settings or inputs.
-_ARM_OPTIONS = (
-    "compress", "rank_ratio", "projections", "form", "adapter", "adapter_rank", "adapter_scale",
-    "adapter_dropout", "adapter_projections", "kl", "replay", "replay_weight",
-)  # fmt: skip
-_INPUTS = (
-    "model", "mlx_path", "facts", "conflict", "conflict_count", "data", "text", "prompts_file",
-    "conversations", "arm", "preset", "freeze", "freeze_from", "hierarchical", "json_",
-)  # fmt: skip
 
 
 def _option(panel: str, help: str, *names: str):
@@ -149,11 +140,12 @@ def protect(
     """Fine-tune a model while it keeps what it knows; measure what was learned and what was kept.
     A killed run continues when repeated."""
     given = {k: v for k, v in locals().items() if v is not None}
+    from mlx_svd.cli.protect_settings import protect_settings
     from mlx_svd.cli.tables import print_protected, progress_console
     from mlx_svd.conditions import command_line
     from mlx_svd.errors import MlxSvdError
     from mlx_svd.evaluate.retention import read_conflict, read_probes
-    from mlx_svd.finetune.protection import make_baseline
+    from mlx_svd.finetune.protection import check_arm, make_baseline, warnings_for
     from mlx_svd.finetune.protection import protect as run
 
     if conflict is not None and conflict_count is not None:
@@ -164,9 +156,13 @@ def protect(
         )
     if mlx_path.exists():
         raise MlxSvdError(f"{mlx_path}: exists already; delete it or give another --mlx-path")
-    settings = _settings(given)
+    settings = protect_settings(given)
     probes = read_probes(facts, settings.seed)
     asked = read_conflict(conflict) if conflict is not None else conflict_count
+    # Refused here, not after the base model was measured.
+    check_arm(model, settings.arm, settings.stored_dtype)
+    if data is None:
+        warnings_for(settings, asked if isinstance(asked, int) else len(asked))
     err = progress_console()
     err.print(f"asking {model} {len(probes)} facts", markup=False)
     baseline = make_baseline(
@@ -181,63 +177,6 @@ def protect(
         print(json.dumps(result.to_json(), indent=2))
         return
     print_protected(result)
-
-
-def _settings(given: dict):
-    """Preset, then arm, then what was given."""
-    from dataclasses import replace
-
-    from mlx_svd.errors import MlxSvdError
-    from mlx_svd.finetune.protection import ARMS, PRESETS, ProtectSettings, arm_named
-
-    preset = {}
-    if "preset" in given:
-        if given["preset"] not in PRESETS:
-            raise MlxSvdError(f"--preset {given['preset']}: use {', '.join(PRESETS)}")
-        preset = dict(PRESETS[given["preset"]])
-    arm = arm_named(given["arm"]) if "arm" in given else preset.get("arm", ARMS["cf90"])
-    changes = {name: given[name] for name in _ARM_OPTIONS if name in given}
-    for name in ("projections", "adapter_projections"):
-        if name in changes:
-            changes[name] = tuple(changes[name].split(","))
-    changes |= _freezing(given, arm)
-    if changes:
-        arm = replace(arm, **changes)
-        arm = replace(arm, name=f"{arm.name}, changed")
-    chosen = {k: v for k, v in given.items() if k not in _INPUTS and k not in _ARM_OPTIONS}
-    if "accept" in chosen:
-        chosen["accept"] = tuple(name.strip() for name in chosen["accept"].split(","))
-    if "steps" in chosen:
-        preset.pop("epochs", None)
-    return ProtectSettings(**preset | {"arm": arm} | chosen)
-
-
-def _freezing(given: dict, arm) -> dict:
-    """Fields of an arm that --freeze, --freeze-from and --hierarchical say."""
-    from mlx_svd.errors import MlxSvdError
-
-    if "hierarchical" in given:
-        if "freeze" in given or "freeze_from" in given:
-            raise MlxSvdError("--hierarchical: goes without --freeze and --freeze-from")
-        try:
-            early, late = (float(part) for part in given["hierarchical"].split(":"))
-        except ValueError as error:
-            raise MlxSvdError(
-                f"--hierarchical {given['hierarchical']}: give two shares, as 0.9:0.5"
-            ) from error
-        return {"freeze": "hierarchical", "early": early, "late": late}
-    changes = {}
-    if "freeze" in given:
-        changes["share"] = given["freeze"]
-        if given["freeze"] == 0:
-            return {"freeze": "none"}
-        if arm.freeze not in ("bottom", "top"):
-            changes["freeze"] = "bottom"
-    if "freeze_from" in given:
-        if given["freeze_from"] not in ("bottom", "top"):
-            raise MlxSvdError(f"--freeze-from {given['freeze_from']}: use bottom or top")
-        changes["freeze"] = given["freeze_from"]
-    return changes
 
 
 class _Steps:

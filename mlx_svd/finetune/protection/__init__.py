@@ -20,6 +20,7 @@ from mlx_svd.finetune.protection.guards import GUARDS, Warned, warnings_for
 from mlx_svd.finetune.protection.protect import protect
 from mlx_svd.finetune.protection.result import ProtectResult, Trajectory
 from mlx_svd.finetune.protection.settings import PRESETS, ProtectSettings
+from mlx_svd.finetune.protection.start import check_arm
 from mlx_svd.finetune.protection.trainer import Diverged
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Trajectory",
     "Warned",
     "arm_named",
+    "check_arm",
     "make_baseline",
     "protect",
     "warnings_for",

@@ -43,10 +43,7 @@ def trained_names(model: nn.Module, arm: Arm) -> list[str]:
     layers, embeddings = layer_of(model), embedding_names(model)
     shares = arm.layer_shares(len(model.layers))
     if min(shares) >= 1:
-        raise MlxSvdError(
-            f"--freeze {arm.freeze}: all {len(shares)} layers are frozen, which leaves nothing to "
-            "train; freeze a smaller share"
-        )
+        raise nothing_left(arm, len(shares))
     found = []
     for name, parameter in tree_flatten(model.parameters()):
         if not mx.issubdtype(parameter.dtype, mx.floating):
@@ -65,6 +62,14 @@ def trained_names(model: nn.Module, arm: Arm) -> list[str]:
             "--adapter-projections"
         )
     return found
+
+
+def nothing_left(arm: Arm, layers: int) -> MlxSvdError:
+    """For an arm that freezes every layer."""
+    return MlxSvdError(
+        f"--freeze {arm.freeze}: all {layers} layers are frozen, which leaves nothing to train; "
+        "freeze a smaller share"
+    )
 
 
 def row_masks(model: nn.Module, arm: Arm, names: list[str], seed: int) -> dict[str, mx.array]:

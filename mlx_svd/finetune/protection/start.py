@@ -7,12 +7,13 @@ from mlx_svd.checkpoint.loader import checkpoint_section
 from mlx_svd.compress import compress
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.finetune.protection.arms import Arm
+from mlx_svd.finetune.protection.frozen import nothing_left
 from mlx_svd.plan.make import make_plan
 from mlx_svd.plan.policy import RankPolicy
 from mlx_svd.plan.recipe import Recipe, Rule
 from mlx_svd.source.families import PROJECTIONS
 from mlx_svd.source.resolve import CHECKPOINT_PATTERNS, resolve_model
-from mlx_svd.source.source import open_source, read_config
+from mlx_svd.source.source import Source, open_source, read_config
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,19 @@ def is_compressed(model: str) -> bool:
     return "mlx_svd" in config
 
 
+def check_arm(model: str, arm: Arm, stored_dtype: str | None = None) -> None:
+    """Raise MlxSvdError for an arm that this model cannot have, before anything is measured: the
+    files' headers are read and no weights."""
+    if is_compressed(model):
+        _compressed(model, arm, stored_dtype)
+        return
+    source = open_source(model)
+    layers = _layers(source)
+    if min(arm.layer_shares(layers)) >= 1:
+        raise nothing_left(arm, layers)
+    make_plan(source, _recipe(arm, layers, stored_dtype))
+
+
 def make_start(model: str, arm: Arm, stored_dtype: str | None, folder: Path) -> Start:
     """Write the arm's checkpoint into ``folder``, or take the one that an earlier run of the same
     call wrote there; a model that mlx-svd compressed is taken as it is.
@@ -49,12 +63,15 @@ def make_start(model: str, arm: Arm, stored_dtype: str | None, folder: Path) -> 
     if is_compressed(model):
         return _compressed(model, arm, stored_dtype)
     source = open_source(model)
-    layers = 1 + max(linear.projections[0].layer for linear in source.linears)
-    plan = make_plan(source, _recipe(arm, layers, stored_dtype))
+    plan = make_plan(source, _recipe(arm, _layers(source), stored_dtype))
     if not folder.is_dir():
         compress(source, plan, folder)
     changed = sum(p.changed for p in plan.projections)
     return Start(folder, changed, plan.bytes_before, plan.bytes_after, plan.notes)
+
+
+def _layers(source: Source) -> int:
+    return 1 + max(linear.projections[0].layer for linear in source.linears)
 
 
 def _recipe(arm: Arm, layers: int, stored_dtype: str | None) -> Recipe:
