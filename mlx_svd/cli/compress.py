@@ -9,7 +9,6 @@ import typer
 
 from mlx_svd.cli import options as o
 from mlx_svd.cli.plan import Planned, planned, show
-from mlx_svd.conditions import command_line
 
 
 def compress(
@@ -61,6 +60,7 @@ def compress(
     """Compress a model into a new mlx-lm checkpoint. A killed run continues when repeated."""
     given = dict(locals())
     own = ("mlx_path", "sequential", "workers", "dry_run", "json_")
+    from mlx_svd.conditions import command_line
     from mlx_svd.errors import MlxSvdError
 
     if os.path.lexists(mlx_path) and not dry_run:
