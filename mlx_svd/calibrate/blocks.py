@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -19,30 +20,30 @@ class Blocks:
     """
 
     def __init__(self, open_model: Callable[[], nn.Module], model_type: str, tokens: np.ndarray):
-        self._open, self._path = open_model, FAMILIES[model_type].layers
+        self._open, self._family = open_model, model_type
         model = open_model()
         # hidden: the input (1, L, d) of the next block for each window, evaluated.
         self.hidden: list[mx.array] = []
-        with _recorded(self._layers(model)) as calls:
+        with recorded(block_list(model, model_type)) as calls:
             for window in tokens:
                 calls.clear()
                 model(mx.array(window)[None])  # a graph; nothing but the first input is evaluated
-                self.hidden.append(calls[0][0])
+                self.hidden.append(calls[0].args[0])
                 mx.eval(self.hidden[-1])
         # Masks and the like are the same for all windows, which have one length.
-        self._rest = [(args[1:], options) for args, options in ((c[:-1], c[-1]) for c in calls)]
+        self._rest = [(call.args[1:], call.options) for call in calls]
 
     def __len__(self) -> int:
         return len(self._rest)
 
     def path(self, index: int) -> str:
         """Module path of a block."""
-        return f"{self._path}.{index}"
+        return f"{FAMILIES[self._family].layers}.{index}"
 
     def open(self, index: int) -> tuple[nn.Module, nn.Module]:
         """(a new lazy model, its block ``index``)."""
         model = self._open()
-        return model, self._layers(model)[index]
+        return model, block_list(model, self._family)[index]
 
     def outputs(self, index: int, block: nn.Module) -> Iterator[mx.array]:
         """What the block makes of each window's hidden states, lazily."""
@@ -56,23 +57,35 @@ class Blocks:
             mx.eval(output)
             self.hidden[window] = output
 
-    def _layers(self, model: nn.Module) -> list[nn.Module]:
-        layers: Any = model
-        for name in self._path.split("."):
-            layers = getattr(layers, name)
-        return layers
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a block: its arguments, the hidden states first, and what it returned."""
+
+    args: tuple
+    options: dict[str, Any]
+    output: mx.array
+
+
+def block_list(model: nn.Module, model_type: str) -> list[nn.Module]:
+    """The transformer blocks of a model, in order."""
+    layers: Any = model
+    for name in FAMILIES[model_type].layers.split("."):
+        layers = getattr(layers, name)
+    return layers
 
 
 @contextmanager
-def _recorded(layers: list[nn.Module]) -> Iterator[list[tuple]]:
-    """The arguments of every layer's call, (*args, options), in order. The layers keep their
-    identity and attributes, which models look at."""
-    calls: list[tuple] = []
+def recorded(layers: list[nn.Module]) -> Iterator[list[Call]]:
+    """Every call of these layers, in order; arrays are as lazy as the model left them. The layers
+    keep their identity and attributes, which models look at."""
+    calls: list[Call] = []
     originals = [type(layer) for layer in layers]
 
     def record(self, *args, **options):
-        calls.append((*args, options))
-        return super(type(self), self).__call__(*args, **options)
+        output = super(type(self), self).__call__(*args, **options)
+        calls.append(Call(args, options, output))
+        return output
 
     for layer, original in zip(layers, originals, strict=True):
         layer.__class__ = type(original.__name__, (original,), {"__call__": record})

@@ -1,0 +1,1 @@
+"""Where a model loses quality when ranks are cut: spectra, projections, ranks, depth."""
