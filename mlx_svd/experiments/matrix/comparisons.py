@@ -1,11 +1,11 @@
 """Two conditions on the same items and seeds: difference, intervals, tests.
 
 There are two questions, and a claim needs both: would it hold for other items (facts, windows), and
-would it hold for other seeds (prompts, noise, training)? Items: the difference of each item, summed
-over the seeds, so an item that several runs were asked is one unit; McNemar's exact test for right
-and wrong answers of one run each, else a BCa bootstrap over items and the sign-flip test. Seeds: the
-difference of the two runs of each seed, Student's t. p is the larger one of the two p values, the
-test of "it fails to hold for one of the two" (intersection-union; Berger 1982).
+would it hold for other seeds (prompts, noise, training)? Items: the difference of each item,
+summed over the seeds, so an item that several runs were asked is one unit; McNemar's exact test
+for right and wrong answers of one run each, else a BCa bootstrap over items and the sign-flip test.
+Seeds: the difference of the two runs of each seed, Student's t. p is the larger one of the two p
+values, the test of "it fails to hold for one of the two" (intersection-union; Berger 1982).
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ import numpy as np
 from scipy import stats
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.statistics.intervals import estimate
-from mlx_svd.evaluate.statistics.paired import paired_difference
+from mlx_svd.evaluate.statistics.intervals import mean_interval
+from mlx_svd.evaluate.statistics.paired import Difference, paired_difference
 from mlx_svd.experiments.matrix.record import EXP, Measured, Metric, safe_exp
 
 
@@ -51,6 +51,7 @@ def compare_runs(
     """Runs by seed; the key None is a run in which nothing is random, which pairs with every seed
     of the other. Raises MlxSvdError if no seed was run in both, or for runs without common items.
     """
+    a, b = ({s: m for s, m in runs.items() if metric in m.metrics} for runs in (a, b))
     seeds = _common_seeds(a, b)
     sums_a: dict[str, float] = {}
     sums_b: dict[str, float] = {}
@@ -76,12 +77,12 @@ def compare_runs(
             counts[item] = counts.get(item, 0.0) + weight
             totals += value_a, value_b, weight
         differences.append((totals[1] - totals[0]) / totals[2])
-    found = paired_difference(*(np.array(list(x.values())) for x in (sums_a, sums_b, counts)))
+    found = _paired(*(np.array(list(x.values())) for x in (sums_a, sums_b, counts)))
     shown = safe_exp if first.scale == EXP else float
     low = high = p_seeds = None
     if len(seeds) > 1:
-        over = estimate(np.array(differences))
-        low, high, p_seeds = shown(over.low), shown(over.high), _t_test(differences)
+        _, low, high = mean_interval(differences, np.ones(len(seeds)))
+        low, high, p_seeds = shown(low), shown(high), _t_test(differences)
     return Comparison(
         scale=first.scale,
         better=first.better,
@@ -99,6 +100,19 @@ def compare_runs(
         runs=len(seeds),
         left_out=left_out,
     )
+
+
+def _paired(a: np.ndarray, b: np.ndarray, counts: np.ndarray) -> Difference:
+    """Over items. Right and wrong answers that are the same in every run of an item are one answer
+    an item, whose test and interval hold even without a single flip."""
+    if all(one_answer(sums, counts) for sums in (a, b)):
+        return paired_difference(a / counts, b / counts, np.ones(len(counts)))
+    return paired_difference(a, b, counts)
+
+
+def one_answer(sums: np.ndarray, counts: np.ndarray) -> bool:
+    """Whether each item was right in all of its runs or in none."""
+    return bool(np.isin(sums / counts, (0, 1)).all())
 
 
 def _common_seeds(
@@ -123,7 +137,9 @@ def _common_items(a: Metric, b: Metric, name: str) -> tuple[list[str], int]:
     other = set(b.items)
     items = [item for item in a.items if item in other]
     if not items:
-        raise MlxSvdError(f"{name}: two conditions have no item in common; measure both on the same")
+        raise MlxSvdError(
+            f"{name}: two conditions have no item in common; measure both on the same"
+        )
     return items, len(a.items) + len(b.items) - 2 * len(items)
 
 

@@ -36,12 +36,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Interaction:
-    """How a difference depends on a number of the run: the slope of (primary metric of b - a) over
-    ``number`` of a, fitted in each seed over ``comparisons``."""
+    """How a difference depends on how good the model was: the slope of (b - a) over the base's
+    value, all of the primary metric, fitted in each seed over the points (base, comparison)."""
 
     name: str
-    number: str
-    comparisons: tuple[Comparison, ...]
+    points: tuple[tuple[str, Comparison], ...]
 
 
 @dataclass(frozen=True)
@@ -126,15 +125,16 @@ def _experiment(name: str, content: dict[str, Any]) -> Experiment:
     conditions = _conditions(content)
     names = {c.name for c in conditions}
     comparisons = tuple(
-        _comparison(e, names)
-        for entry in content.get("comparisons", [])
-        for e in expanded(entry)
+        _comparison(e, names) for entry in content.get("comparisons", []) for e in expanded(entry)
     )
     interactions = tuple(
         Interaction(
             str(entry["name"]),
-            str(entry["number"]),
-            tuple(_comparison(e, names) for c in entry["comparisons"] for e in expanded(c)),
+            tuple(
+                (_known(e["base"], names), _comparison(e, names))
+                for point in entry["points"]
+                for e in expanded(point)
+            ),
         )
         for entry in content.get("interactions", [])
     )
@@ -193,7 +193,10 @@ def _conditions(content: dict[str, Any]) -> tuple[Condition, ...]:
 
 
 def _comparison(entry: dict[str, Any], names: set[str]) -> Comparison:
-    for key in ("a", "b"):
-        if entry[key] not in names:
-            raise MlxSvdError(f"comparisons: {entry[key]!r} is no condition")
-    return Comparison(entry["a"], entry["b"])
+    return Comparison(_known(entry["a"], names), _known(entry["b"], names))
+
+
+def _known(name: Any, names: set[str]) -> str:
+    if name not in names:
+        raise MlxSvdError(f"comparisons: {name!r} is no condition")
+    return name

@@ -1,8 +1,9 @@
 """The seeds' importance: mean absolute gradient of the loss on a handful of prompts.
 
-Seed 004: G = sum over prompts of abs(dL/dW), L the language-model loss of the whole sentence, batch
-1; the score of a component is sum(abs(sigma_j u_j v_j^T) * G). Its prompts were among the facts that
-were then asked. Here they are not, unless a condition is ``leaky`` to show what that does.
+Seed 004: G = sum over prompts of abs(dL/dW), L the language-model loss of the whole sentence, one
+at a time; the score of a component is sum(abs(sigma_j u_j v_j^T) * G). Its prompts were among the
+facts that were then asked. Here they are not, unless a condition is ``leaky`` to show what that
+does.
 """
 
 from collections.abc import Sequence

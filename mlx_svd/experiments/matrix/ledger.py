@@ -12,8 +12,8 @@ def byte_numbers(bench: Workbench, changed: Changed) -> dict[str, float]:
     keep_bytes: the share that the changed projections keep of theirs (1 if none changed).
 
     A truncated projection takes the smallest exact form of the plan's ledger (dense, factored or
-    pivot) in the source's dtype, so a truncation that saves nothing counts as dense; a quantized one
-    is dense at its bits. Nothing is written.
+    pivot) in the source's dtype, so a truncation that saves nothing counts as dense; a quantized
+    one is dense at its bits. Nothing is written.
     """
     source = bench.subject.source
     tensors = source.tensors
@@ -38,3 +38,12 @@ def byte_numbers(bench: Workbench, changed: Changed) -> dict[str, float]:
         after += changed.quantizers[path].nbytes(shape) - prod(shape) * dtype.size
     share = touched_after / touched_before if touched_before else 1.0
     return {"bytes": after, "bytes_before": before, "keep_bytes": share}
+
+
+def parameters_of(bench: Workbench, changed: Changed) -> int:
+    """Of the whole model, a truncated matrix as two factors where these are fewer."""
+    total = sum(prod(shape) for shape, _ in bench.subject.source.tensors.values())
+    for path, rank in changed.ranks.items():
+        m, n = bench.subject.projections[path].shape
+        total += min(0, rank * (m + n) - m * n)
+    return total

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from mlx_svd.evaluate.statistics.intervals import estimate
+from mlx_svd.evaluate.statistics.intervals import mean_interval
 from mlx_svd.evaluate.statistics.paired import RESAMPLES
 from mlx_svd.experiments.matrix.config import Interaction
 from mlx_svd.experiments.matrix.record import Measured
@@ -49,28 +49,27 @@ def correlate(
 def interact(
     interaction: Interaction, metric: str, runs: Mapping[str, Mapping[int | None, Measured]]
 ) -> dict[str, Any]:
-    """The slope of a difference over a number of the run: in each seed a least-squares line through
-    one point for each comparison (x: the number in a's run; y: metric of b minus that of a), then
-    Student's t over the seeds, which are independent; None with fewer than two seeds or without
-    variation of x."""
+    """The slope of a difference over the base model's value of the metric: in each seed a
+    least-squares line through its points (x: the base; y: b minus a), then Student's t over the
+    seeds, which are independent; None with fewer than two seeds or without variation of x."""
     points: dict[int | None, list[tuple[float, float]]] = {}
-    for pair in interaction.comparisons:
-        for seed, run in runs[pair.a].items():
-            other = runs[pair.b].get(seed)
-            if other is None or interaction.number not in run.numbers:
+    for base, pair in interaction.points:
+        for seed, run in runs[base].items():
+            a, b = runs[pair.a].get(seed), runs[pair.b].get(seed)
+            if a is None or b is None:
                 continue
-            y = other.metrics[metric].mean - run.metrics[metric].mean
-            points.setdefault(seed, []).append((run.numbers[interaction.number], y))
+            y = b.metrics[metric].mean - a.metrics[metric].mean
+            points.setdefault(seed, []).append((run.metrics[metric].mean, y))
     slopes = [
         float(np.polyfit(*np.array(found).T, 1)[0])
         for found in points.values()
         if len({x for x, _ in found}) > 1
     ]
     entry: dict[str, Any] = {
-        "name": interaction.name, "number": interaction.number, "metric": metric, "slopes": slopes,
+        "name": interaction.name, "metric": metric, "slopes": slopes,
     }  # fmt: skip
     if len(slopes) < 2:
         return entry | {"slope": None, "low": None, "high": None, "p": None}
-    found = estimate(np.array(slopes))
+    slope, low, high = mean_interval(slopes, np.ones(len(slopes)))
     p = float(stats.ttest_1samp(slopes, 0).pvalue) if np.ptp(slopes) else 1.0
-    return entry | {"slope": found.value, "low": found.low, "high": found.high, "p": p}
+    return entry | {"slope": slope, "low": low, "high": high, "p": p}

@@ -83,8 +83,9 @@ def _run_all(
     experiment: Experiment, kind: Kind, places: Places, jobs: Sequence[Job], workers: int
 ) -> Iterator[str]:
     """Labels of runs as they are done."""
-    if workers == 1 or len(jobs) < 2:
-        for job in jobs:
+    groups = _grouped(kind, jobs)
+    if workers == 1 or len(groups) < 2:
+        for job in (job for group in groups for job in group):
             run_job(kind, job)
             yield job.label
         return
@@ -93,13 +94,23 @@ def _run_all(
         _shared_threads(workers),
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
     ):
-        running = {pool.submit(_run_in_child, experiment, places, job): job for job in jobs}
+        running = {pool.submit(_run_in_child, experiment, places, g): g for g in groups}
         try:
             for future in as_completed(running):
                 future.result()
-                yield running[future].label
+                yield from (job.label for job in running[future])
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _grouped(kind: Kind, jobs: Sequence[Job]) -> list[list[Job]]:
+    """Runs that share what takes long to make, together; the largest groups first, so that no
+    process is left alone with one at the end."""
+    groups: dict[str | int, list[Job]] = {}
+    for number, job in enumerate(jobs):
+        group = kind.group(job.condition.settings, job.seed)
+        groups.setdefault(number if group is None else group, []).append(job)
+    return sorted(groups.values(), key=len, reverse=True)
 
 
 @contextmanager
@@ -119,11 +130,12 @@ def _shared_threads(workers: int) -> Iterator[None]:
 _kinds: dict[tuple, Kind] = {}
 
 
-def _run_in_child(experiment: Experiment, places: Places, job: Job) -> None:
+def _run_in_child(experiment: Experiment, places: Places, jobs: Sequence[Job]) -> None:
     key = (experiment.name, places)
     if key not in _kinds:
         _kinds[key] = make_kind(experiment, places)
-    run_job(_kinds[key], job)
+    for job in jobs:
+        run_job(_kinds[key], job)
 
 
 def run_job(kind: Kind, job: Job) -> None:

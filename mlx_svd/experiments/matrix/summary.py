@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from mlx_svd import __version__
-from mlx_svd.evaluate.statistics.intervals import estimate, estimate_of_sums
+from mlx_svd.evaluate.statistics.intervals import Estimate, estimate_of_sums, mean_interval
 from mlx_svd.evaluate.statistics.paired import holm
-from mlx_svd.experiments.matrix.comparisons import compare_runs
+from mlx_svd.experiments.matrix.comparisons import compare_runs, one_answer
 from mlx_svd.experiments.matrix.config import Experiment
-from mlx_svd.experiments.matrix.record import EXP, Measured, from_json
+from mlx_svd.experiments.matrix.record import EXP, Measured, Metric, from_json
 from mlx_svd.experiments.matrix.relations import correlate, interact
 
 # Run of a condition in which nothing is random.
@@ -50,9 +50,7 @@ def summarize(experiment: Experiment, records: Sequence[dict[str, Any]]) -> dict
         "numbers": [n for name, found in runs.items() for n in _numbers(name, found)],
         "comparisons": comparisons,
         "correlations": [correlate(a, b, runs) for a, b in experiment.correlations],
-        "interactions": [
-            interact(i, experiment.primary, runs) for i in experiment.interactions
-        ],
+        "interactions": [interact(i, experiment.primary, runs) for i in experiment.interactions],
         "failed": failed,
         "notes": [{"condition": c, "note": note} for note, c in notes.items()],
     }
@@ -73,12 +71,12 @@ def _cells(name: str, runs: Runs) -> list[dict[str, Any]]:
             for item, value, weight in zip(part.items, part.values, part.weights, strict=True):
                 sums[item] = sums.get(item, 0.0) + value
                 counts[item] = counts.get(item, 0.0) + weight
-        found = estimate_of_sums(np.array(list(sums.values())), np.array(list(counts.values())))
+        found = _over_items(parts, *(np.array(list(x.values())) for x in (sums, counts)))
         shown = [part.shown(part.mean) for part in parts]
         over_seeds = None
         if len(parts) > 1:
-            e = estimate(np.array([part.mean for part in parts]))
-            over_seeds = [finite(first.shown(e.low)), finite(first.shown(e.high))]
+            _, *ends = mean_interval([part.mean for part in parts], np.ones(len(parts)))
+            over_seeds = [finite(first.shown(end)) for end in ends]
         cells.append(
             {
                 "condition": name,
@@ -97,6 +95,16 @@ def _cells(name: str, runs: Runs) -> list[dict[str, Any]]:
             }
         )
     return cells
+
+
+def _over_items(parts: list[Metric], sums: np.ndarray, counts: np.ndarray) -> Estimate:
+    """The mean with its interval over items, of which each may have been asked in several runs."""
+    if not all(set(part.values) <= {0.0, 1.0} for part in parts):
+        return estimate_of_sums(sums, counts)
+    if one_answer(sums, counts):
+        return estimate_of_sums(sums / counts, np.ones(len(counts)))
+    found = estimate_of_sums(sums, counts)
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def _numbers(name: str, runs: Runs) -> list[dict[str, Any]]:
@@ -157,9 +165,7 @@ def _verdict(experiment: Experiment, entry: dict[str, Any]) -> str | None:
     worst = high if not entry["better"] else -low
     if entry["scale"] == EXP and entry["better"]:
         worst = 1 / low if low > 0 else math.inf
-    return next(
-        word for bound, word in experiment.verdicts if bound is None or worst <= bound
-    )
+    return next(word for bound, word in experiment.verdicts if bound is None or worst <= bound)
 
 
 def finite(value: float | None) -> float | None:

@@ -81,7 +81,8 @@ class Workbench:
     def _gradients(self, seed: int, leaky: bool) -> dict[str, np.ndarray]:
         if self.facts is None:
             raise MlxSvdError("scorer importance: takes its prompts from facts; give facts")
-        count = self.settings.get("importance", {}).get("prompts", PROMPTS)
+        wanted = self.settings.get("importance", {}).get("prompts", PROMPTS)
+        count = self.places.limited(wanted)
 
         def make() -> dict[str, np.ndarray]:
             sentences = prompt_sentences(self.facts, seed, count, leaky=leaky)

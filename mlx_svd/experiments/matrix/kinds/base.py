@@ -53,6 +53,10 @@ class Kind(Protocol):
     def inputs(self, condition: dict[str, Any]) -> Any:
         """Digests of all that the run reads; JSON values."""
 
+    def group(self, condition: dict[str, Any], seed: int | None) -> str | None:
+        """Runs of one group go to one process, one after the other, because they share what takes
+        long to make; None: the run stands alone."""
+
     def run(self, condition: dict[str, Any], seed: int) -> Measured:
         """Run one condition with one seed."""
 

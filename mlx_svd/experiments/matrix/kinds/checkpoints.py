@@ -88,6 +88,9 @@ class Checkpoints:
         measured.notes += plan.notes
         return measured
 
+    def group(self, condition: dict[str, Any], seed: int | None) -> None:
+        """Every run stands alone."""
+
     def _measure(self, folder: Path, config: dict) -> Measured:
         model, tokenizer = load(folder, dtype="float32")
         self._same_tokens(tokenizer)

@@ -1,9 +1,10 @@
 """Kind ``compression``: steps on a loaded model, nothing written.
 
-settings: model, measures (``texts``, ``facts``, ...), calibration, importance, training. A condition:
-``steps``, and ``model`` or ``train`` in place of the settings' model.
+settings: model, measures (``texts``, ``facts``, ...), calibration, importance, training. A
+condition: ``steps``, and ``model`` or ``train`` in place of the settings' model.
 """
 
+import json
 from collections import OrderedDict
 from typing import Any
 
@@ -13,7 +14,7 @@ from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.divergence import BaseDistribution, base_distribution
 from mlx_svd.experiments.matrix import measures
 from mlx_svd.experiments.matrix.kinds.base import Places, check_keys, digest_of_model
-from mlx_svd.experiments.matrix.ledger import byte_numbers
+from mlx_svd.experiments.matrix.ledger import byte_numbers, parameters_of
 from mlx_svd.experiments.matrix.material import digests
 from mlx_svd.experiments.matrix.measures import Measures
 from mlx_svd.experiments.matrix.record import Measured
@@ -24,6 +25,7 @@ from mlx_svd.experiments.matrix.steps import (
     run_steps,
     steps_are_seeded,
 )
+from mlx_svd.experiments.matrix.training.train import Training, wanted_parameters
 from mlx_svd.experiments.matrix.workbench import Workbench
 from mlx_svd.source.source import open_source
 
@@ -46,7 +48,7 @@ class Compression:
     def check(self, condition: dict[str, Any]) -> None:
         """Raise MlxSvdError for settings that make no sense."""
         check_keys("a condition", condition, _CONDITION)
-        check_steps(condition.get("steps", []))
+        check_steps(_resolved(condition.get("steps", [])))
         if "train" in condition:
             self._training().check(condition["train"])
         elif not (condition.get("model") or self.settings.get("model")):
@@ -69,25 +71,27 @@ class Compression:
         numbers = {}
         if "train" in condition:
             trained = self._training().model(condition["train"], seed)
-            name, numbers = str(trained.folder), trained.numbers
+            name, numbers = str(trained.folder), dict(trained.numbers)
         else:
             name = self._name(condition)
         loaded = self._open(name)
-        changed = run_steps(loaded.bench, condition.get("steps", []), seed)
+        changed = run_steps(loaded.bench, _resolved(condition.get("steps", [])), seed)
         with applied(loaded.bench, changed) as model:
             measured = loaded.measures.measure(model, loaded.base)
         measured.numbers |= numbers | byte_numbers(loaded.bench, changed)
         measured.numbers["relative_change"] = relative_change(loaded.bench, changed)
         measured.details["ranks"] = changed.ranks
-        if "train" in condition:
-            measured.numbers["parameters"] = self._training().parameters(
-                condition["train"], changed.ranks
-            )
+        if changed.ranks:
+            measured.numbers["parameters"] = parameters_of(loaded.bench, changed)
         return measured
 
-    def _training(self):
-        from mlx_svd.experiments.matrix.training import Training
+    def group(self, condition: dict[str, Any], seed: int | None) -> str | None:
+        """Runs of one trained model, which the first of them trains."""
+        if "train" not in condition:
+            return None
+        return json.dumps([condition["train"], seed], sort_keys=True)
 
+    def _training(self) -> Training:
         if "training" not in self.settings:
             raise MlxSvdError("train: give training: {text, facts, ...} in the settings")
         return Training(self.settings["training"], self.places)
@@ -103,6 +107,17 @@ class Compression:
                 self._loaded.popitem(last=False)
         self._loaded.move_to_end(name)
         return self._loaded[name]
+
+
+def _resolved(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``parameters`` of a size {dim, layers, heads} as a number."""
+    found = []
+    for step in steps:
+        name, options = next(iter(step.items()))
+        if isinstance(options, dict) and isinstance(options.get("parameters"), dict):
+            step = {name: options | {"parameters": wanted_parameters(options["parameters"])}}
+        found.append(step)
+    return found
 
 
 class _Loaded:
