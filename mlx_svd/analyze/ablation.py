@@ -40,6 +40,7 @@ def by_type(
     advance: Callable[[str], None] = lambda done: None,
 ) -> list[Ablation]:
     """The effect of each projection type (q, k, v, ...) compressed alone, in all chosen layers."""
+    _ = subject.base  # of the uncompressed model
     found = []
     for name in dict.fromkeys(p.name for p in projections):
         members = [p for p in projections if p.name == name]
@@ -64,6 +65,7 @@ def by_direction(
     so that energies add up. Raises MlxSvdError for another one."""
     if truncations.scoring.scorer != "plain":
         raise MlxSvdError("ablation of directions: energies only add up with --scorer plain")
+    _ = subject.base  # of the uncompressed model
     ranks = {p.path: truncations.rank(p, policy) for p in projections}
     lost = energy_lost(truncations, projections, ranks)
     found = []

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from mlx_svd.analyze.ablation import by_direction, by_type, energy_lost
@@ -87,11 +88,15 @@ def cliff(
     """
     chosen = subject.chosen(settings.projections, settings.layers)
     truncations = Truncations(subject, settings.scoring, settings.per_head)
+    _ = subject.base  # of the uncompressed model
     texts = _Texts(subject, settings) if settings.prompts else None
     dense = [
         attention_calls(subject.model, w)
         for w in subject.windows.tokens[: settings.attention_windows]
     ]
+    first = subject.windows.tokens[:1, :-1]
+    original = np.array(subject.model(mx.array(first)).astype(mx.float32))
+    control: dict[str, float] = {}
     points: list[Point] = []
     for ratio in sorted({1.0, *settings.ratios}, reverse=True):
         policy = RankPolicy(rank_ratio=ratio)
@@ -101,6 +106,10 @@ def cliff(
             continue
         lost = energy_lost(truncations, chosen, ranks)
         with truncations.compressed(ranks):
+            if ratio == 1:
+                now = np.array(subject.model(mx.array(first)).astype(mx.float32))
+                control["max_logit_difference"] = float(np.abs(now - original).max())
+                control["max_logit"] = float(np.abs(original).max())
             attention = _attention(subject, dense) if dense else None
             generated = texts.measure() if texts else ({}, {}, None)
             points.append(Point(ratio, ranks, lost, effect(subject), attention, *generated))
@@ -124,6 +133,7 @@ def cliff(
         "projections": [p.path for p in chosen],
         "generation": texts.conditions() if texts else None,
         "attention_windows": len(dense),
+        "control": control,
         "points": [asdict(point) for point in points],
         "change_point": _change_points(points, settings.seed),
         "ablations": ablations,

@@ -108,7 +108,7 @@ def depth(
         advance("growth")
     sums = _chains(truncations, ranks, logits, settings, advance)
     tokens = subject.windows.tokens.shape[1] - 1
-    law, kl_law = _laws(sums, settings.seed)
+    law, kl_law = _laws(sums, tokens, settings.seed)
     lost = energy_lost(truncations, chosen, every)
     return {
         "analysis": "depth",
@@ -226,11 +226,11 @@ def _counts(sums: np.ndarray, tokens: int) -> list[LayerCount]:
     return found
 
 
-def _laws(sums: np.ndarray, seed: int) -> tuple[PowerLaw, PowerLaw]:
+def _laws(sums: np.ndarray, tokens: int, seed: int) -> tuple[PowerLaw, PowerLaw]:
     """Of the logits' error, and of sqrt(KL), which is of the same order."""
     squares, totals = sums[..., 5], sums[0, 0, :, 3]
-    kl = np.maximum(sums[..., 6], 0.0)
-    return power_law(squares, totals, seed=seed), power_law(kl, np.ones_like(totals), seed=seed)
+    kl, counts = np.maximum(sums[..., 6], 0.0), np.full(len(totals), tokens)
+    return power_law(squares, totals, seed=seed), power_law(kl, counts, seed=seed)
 
 
 def _averaging(law: PowerLaw) -> dict[str, float]:

@@ -29,9 +29,10 @@ GAUSSIAN_ROWS = 256
 @dataclass(frozen=True)
 class LayersSettings:
     """policies: label -> rank; projections, layers: which (None: all); scoring, per_head: as in
-    ``Truncations``; bands: of the verdicts; effects: measure KL and perplexity of each projection
-    too; scans: what to compress or leave dense in groups (layer, type, head); leave: compressed,
-    dense or both; seed: of the Gaussian input and of bootstraps."""
+    ``Truncations``; bands: of the verdicts; alone: measure every projection alone, not only the
+    scans; effects: KL and perplexity of each projection alone too; scans: what to compress or leave
+    dense in groups (layer, type, head); leave: compressed, dense or both; seed: of the Gaussian
+    input and of bootstraps."""
 
     policies: dict[str, RankPolicy]
     projections: Sequence[str] | None = None
@@ -39,6 +40,7 @@ class LayersSettings:
     scoring: Scoring = field(default_factory=Scoring)
     per_head: bool = False
     bands: Bands = PRESETS["seed-001"]
+    alone: bool = True
     effects: bool = True
     scans: Sequence[str] = ()
     leave: Sequence[str] = ("compressed", "dense")
@@ -73,10 +75,13 @@ def layers(
     """
     chosen = subject.chosen(settings.projections, settings.layers)
     truncations = Truncations(subject, settings.scoring, settings.per_head)
+    if not settings.alone and not settings.scans:
+        raise MlxSvdError("layers: neither projections alone nor a scan was asked for")
+    if settings.alone and settings.effects:
+        _ = subject.base  # of the uncompressed model
     found = []
-    for path, label, ranks, energy, real, gaussian in _output_errors(
-        subject, settings, chosen, truncations
-    ):
+    alone = _output_errors(subject, settings, chosen, truncations) if settings.alone else ()
+    for path, label, ranks, energy, real, gaussian in alone:
         p = subject.projections[path]
         done = None
         if settings.effects:
@@ -105,7 +110,9 @@ def layers(
         "bands": asdict(settings.bands),
         "ranks": list(settings.policies),
         "projections": [asdict(row) for row in found],
-        "summary": [_summary(label, found, settings.seed) for label in settings.policies],
+        "summary": [_summary(label, found, settings.seed) for label in settings.policies]
+        if found
+        else [],
         "scans": [asdict(s) for s in scans],
     }
 

@@ -24,9 +24,9 @@ class OutputError:
     """y = W x against z = V x over all inputs and outputs, biases left out.
 
     cosine: of the two flattened outputs; relative_error: ||y - z|| / ||y||; mse, mae: mean squared
-    and absolute difference; max_difference: the largest one; rows: inputs x. For white inputs and
-    plain truncation relative_error = sqrt(1 - cosine^2) and cosine^2 = the share of the energy
-    kept, so there one number says all three.
+    and absolute difference; max_difference: the largest one; rows: inputs x. A truncation that
+    projects the outputs (plain or whitened) has relative_error = sqrt(1 - cosine^2)
+    on any inputs; for white inputs and plain truncation cosine^2 is the share of the energy kept.
     """
 
     cosine: Jackknifed
@@ -84,7 +84,7 @@ def jackknife(sums: np.ndarray, statistic) -> Jackknifed:
 
 
 def relative_error_of(cosine: float) -> float:
-    """The relative error that a cosine implies for plain truncation and white inputs:
+    """The relative error that a cosine implies for a plain truncation, on any inputs:
     sqrt(1 - cosine^2)."""
     return math.sqrt(1 - cosine * cosine)
 

@@ -63,12 +63,9 @@ def scan(
     """Scan the groups of ``projections`` at one rank (label, policy); one scan for each of
     ``leave``. advance: told "scan" after each measurement. Raises MlxSvdError for names that are
     no grouping."""
-    if by not in GROUPINGS or not set(leave) <= set(LEAVE):
-        raise MlxSvdError(
-            f"scan by {by!r} leaving {', '.join(leave)}: use {', '.join(GROUPINGS)}; "
-            f"{', '.join(LEAVE)}"
-        )
+    check_scan(by, leave)
     label, chosen = policy
+    _ = subject.base  # of the uncompressed model
     local = replace(truncations, per_head=True) if by == "head" else truncations
     groups = group_ranks(local, projections, by, chosen)
     everything = {path: r for group in groups.values() for path, r in group.items()}
@@ -88,6 +85,14 @@ def scan(
             advance("scan")
         scans.append(Scan(by, kind, label, all_effect, _ranked(effects, all_effect, kind, seed)))
     return scans
+
+
+def check_scan(by: str, leave: Sequence[str]) -> None:
+    """Raise MlxSvdError for names that are no grouping, or nothing to leave."""
+    if by not in GROUPINGS:
+        raise MlxSvdError(f"scan {by!r}: use {', '.join(GROUPINGS)}")
+    if not leave or not set(leave) <= set(LEAVE):
+        raise MlxSvdError(f"scan: leave {', '.join(leave)!r}: use {' or '.join(LEAVE)}, or both")
 
 
 def group_ranks(

@@ -83,7 +83,8 @@ def spectrum(
         weighted |= {"length": info.length, "digest": info.digest}
     return {
         "analysis": "spectrum",
-        "conditions": subject.conditions(),
+        # The text of the subject is not read here; that of the calibration is.
+        "conditions": {k: v for k, v in subject.conditions().items() if k != "text"},
         "calibration": weighted,
         "ranks": list(policies),
         "projections": rows,

@@ -33,6 +33,8 @@ class Subject:
     windows: Windows
     dtype: str
     modules: dict[str, nn.Module] = field(init=False, repr=False)
+    # Paths of the modules whose weights are replaced at present.
+    changed: set[str] = field(init=False, repr=False, default_factory=set)
 
     def __post_init__(self):
         object.__setattr__(self, "modules", dict(self.model.named_modules()))
@@ -54,8 +56,10 @@ class Subject:
 
     @cached_property
     def base(self) -> BaseDistribution:
-        """What the uncompressed model predicts on the windows; run once, before anything is
-        compressed."""
+        """What the uncompressed model predicts on the windows; run once. Must be asked for the
+        first time before anything is compressed: RuntimeError otherwise."""
+        if self.changed:
+            raise RuntimeError("the base predictions must be taken before weights are replaced")
         count, length = self.windows.tokens.shape
         nbytes = 4 * count * (length - 1) * vocabulary_size(self.model)
         # Rounded to float16 it limits a KL divergence to about 1e-6 from below.

@@ -60,13 +60,15 @@ class Truncations:
     def decompositions(self, projection: Projection, heads: int = 0) -> list[Decomposition]:
         """Of each head, or of the matrix; heads: into how many parts, 0 = as ``heads`` says.
 
-        Taken of the original weights: call it while nothing is compressed, or after it was.
+        Of the original weights: RuntimeError for the first time while they are replaced.
         """
         heads = heads or self.heads(projection)
         key = (projection.path, heads)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
+        if self.subject.linear_of[projection.path].path in self.subject.changed:
+            raise RuntimeError(f"{projection.path}: is replaced; decompose the original")
         weight = self.subject.weight(projection.path)
         score = self.scoring(projection, weight)
         parts, rows = head_rows(weight, heads), len(weight) // heads
@@ -113,7 +115,10 @@ def replaced(subject: Subject, weights: Mapping[str, np.ndarray]) -> Iterator[No
     """The model with other weights (m, n) in some projections, by path; the originals, bit by bit,
     come back at the end. Biases stay. The rows of the other parts of a fused module stay too."""
     linears = {subject.linear_of[path].path: subject.linear_of[path] for path in weights}
+    if again := subject.changed & set(linears):
+        raise RuntimeError(f"{min(again)}: is replaced already")
     originals = {path: subject.modules[path].weight for path in linears}
+    subject.changed.update(linears)
     try:
         for path, linear in linears.items():
             parts = linear.split(originals[path])
@@ -127,6 +132,7 @@ def replaced(subject: Subject, weights: Mapping[str, np.ndarray]) -> Iterator[No
     finally:
         for path, weight in originals.items():
             subject.modules[path].weight = weight
+        subject.changed.difference_update(linears)
 
 
 def _at_rank(d: Decomposition, rank: int) -> np.ndarray:

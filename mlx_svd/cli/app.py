@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from mlx_svd import __version__
+from mlx_svd.cli.analyze import analyze
 from mlx_svd.cli.calibrate import calibrate
 from mlx_svd.cli.compare import compare
 from mlx_svd.cli.compress import compress
@@ -48,6 +49,7 @@ for command in (
     demo,
 ):
     app.command()(command)
+app.add_typer(analyze)
 app.add_typer(experiment)
 
 
