@@ -1,7 +1,8 @@
 """The ``mlx-svd`` command: its subcommands, its errors and its exit codes.
 
 Exit codes: 0 done, 1 something unexpected failed, 2 bad input (one line on stderr), 3 a gate that
-was asked for failed, 130 Ctrl-C (a compression or healing continues when repeated).
+was asked for failed, 130 Ctrl-C (a compression, healing or protected
+fine-tuning continues when repeated).
 """
 
 import sys
@@ -23,6 +24,7 @@ from mlx_svd.cli.generate import generate
 from mlx_svd.cli.heal import heal
 from mlx_svd.cli.inspect import inspect
 from mlx_svd.cli.plan import plan
+from mlx_svd.cli.protect import protect
 from mlx_svd.cli.sweep import sweep
 from mlx_svd.errors import MlxSvdError
 
@@ -41,6 +43,7 @@ for command in (
     plan,
     inspect,
     heal,
+    protect,
     evaluate,
     sweep,
     compare,
@@ -81,8 +84,8 @@ def main() -> None:
     except SystemExit as done:
         if done.code == _INTERRUPTED:  # Typer's own handling of Ctrl-C prints nothing
             print(
-                "interrupted; a compression or healing continues where it stopped when the same "
-                "command is repeated",
+                "interrupted; a compression, healing or protected fine-tuning continues where it "
+                "stopped when the same command is repeated",
                 file=sys.stderr,
             )
         raise

@@ -8,6 +8,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from mlx_svd.checkpoint.inspect import Inspection
     from mlx_svd.evaluate.comparison.compare import Comparison
+    from mlx_svd.finetune.protection import ProtectResult
     from mlx_svd.plan.plan import Plan
 
 
@@ -127,6 +128,58 @@ def print_comparison(comparison: "Comparison") -> None:
     out.print(table)
     for line in (legend(comparison), *remarks(comparison)):
         out.print(line, markup=False, soft_wrap=True)
+
+
+def print_protected(result: "ProtectResult") -> None:
+    """Uptake and retention before and after, quality, guard rails, and what must be known."""
+    out, record = console(), result.record
+    training = record["training"]
+    for warning in result.warnings:
+        mark = "accepted" if warning.accepted else f"warning ({warning.name})"
+        out.print(f"{mark}: {warning.text}", markup=False, soft_wrap=True)
+    out.print(
+        f"arm {record['arm']['name']}: trained {training['trained']:,} of {training['total']:,} "
+        f"numbers for {record['steps']} steps, {training['frozen_layers']} of "
+        f"{training['layers']} layers frozen, {training['compressed']} projections truncated",
+        markup=False,
+        soft_wrap=True,
+    )
+    table = _table(["", "base", "start", "trained", "95 % interval", "n"], numbers={1, 2, 3, 4, 5})
+    rows = {k: (record["base"]["knowledge"][k], v) for k, v in record["knowledge"].items()}
+    quality, before = record["quality"], record["base"]["quality"]
+    for name, (base, entry) in rows.items():
+        table.add_row(
+            name, _cell(base), _cell(record["trajectory"][0].get(name, {})), *_cells(entry)
+        )
+    for name in ("perplexity", "conversation_perplexity"):
+        table.add_row(name, _cell(before[name]), "-", *_cells(quality[name]))
+    for name, entry in quality["generation"].items():
+        if isinstance(entry, dict):
+            table.add_row(name, _cell(before["generation"][name]), "-", *_cells(entry))
+    out.print(table)
+    for note in record["notes"]:
+        out.print(f"note: {note}", markup=False, soft_wrap=True)
+    if result.mlx_path:
+        out.print(
+            f"{result.mlx_path}: written, {training['bytes_before']:,} -> "
+            f"{training['bytes_after']:,} bytes of tensor data",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _cell(entry: dict) -> str:
+    """The value of an entry of a result, '-' where it was not measured."""
+    value = entry.get("value", entry.get("perplexity"))
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _cells(entry: dict) -> list[str]:
+    """Value, interval and number of items."""
+    if _cell(entry) == "-":
+        return ["not measured", "", ""]
+    low, high = ("-" if entry.get(k) is None else f"{entry[k]:.3f}" for k in ("low", "high"))
+    return [_cell(entry), f"[{low}, {high}]", f"{entry.get('n', entry.get('tokens')):,}"]
 
 
 def _table(columns: list[str], numbers: set[int]) -> Table:

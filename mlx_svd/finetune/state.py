@@ -6,6 +6,7 @@ import shutil
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -34,27 +35,31 @@ class TrainingState:
 class StateFolder:
     """``NAME.healing`` beside the target ``NAME``.
 
-    digest: identifies the run. Each save writes a safetensors file of its own and then replaces
-    the JSON that names it, so a kill leaves the state before or the one after.
+    digest: identifies the run; kind: what it is called, and the folder's ending; state: the
+    dataclass that is kept: numbers, lists and ``arrays``. Each save writes a safetensors file of
+    its own and then replaces the JSON that names it, so a kill leaves the state before or the one
+    after.
     """
 
-    def __init__(self, target: Path, digest: str):
-        self.path = target.with_name(target.name + ".healing")
-        self._digest = digest
+    def __init__(
+        self, target: Path, digest: str, kind: str = "healing", state: type = TrainingState
+    ):
+        self.path = target.with_name(f"{target.name}.{kind}")
+        self._digest, self._kind, self._state = digest, kind, state
 
-    def load(self) -> TrainingState | None:
+    def load(self) -> Any | None:
         """The last saved state, None for a new run. Raises MlxSvdError for a state of another run,
         a damaged one, and a path that is not a state folder."""
         file = self.path / _FILE
         if not file.is_file():
             self._refuse_foreign()
             return None
-        remedy = "delete it to heal from the start"
+        remedy = "delete it to begin again"
         try:
             record = json.loads(file.read_bytes())
             if record["digest"] != self._digest:
                 raise MlxSvdError(
-                    f"{self.path}: holds an unfinished healing with other settings, models or "
+                    f"{self.path}: holds an unfinished {self._kind} with other settings, models or "
                     "text; delete it, or repeat the command that began it"
                 )
             data = (self.path / record["tensors"]).read_bytes()
@@ -64,11 +69,11 @@ class StateFolder:
             for name, array in load_safetensors(data).items():
                 kind, _, parameter = name.partition("/")
                 arrays.setdefault(kind, {})[parameter] = mx.array(array)
-            return TrainingState(**record["state"], arrays=arrays)
+            return self._state(**record["state"], arrays=arrays)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise MlxSvdError(f"{self.path}: damaged state ({error}); {remedy}") from error
 
-    def save(self, state: TrainingState) -> None:
+    def save(self, state: Any) -> None:
         """Replace the saved state; on disk when this returns."""
         tensors = {
             f"{kind}/{name}": np.array(array)
@@ -104,6 +109,6 @@ class StateFolder:
             not path.name.startswith(("step-", _FILE)) for path in self.path.iterdir()
         ):
             raise MlxSvdError(
-                f"{self.path}: is in the way, and not an unfinished healing that can be "
+                f"{self.path}: is in the way, and not an unfinished {self._kind} that can be "
                 "continued; delete it or give another --mlx-path"
             )

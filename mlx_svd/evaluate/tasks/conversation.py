@@ -33,14 +33,15 @@ def read(settings: EvaluateSettings) -> tuple[list[tuple[str, Messages]], str]:
     if settings.data_dir is None:
         rows = hub_rows(HUB, HUB.split)
         return [
-            (f"{HUB.repo} row {i}", _checked(f"{HUB.repo} row {i}", row))
+            (f"{HUB.repo} row {i}", checked(f"{HUB.repo} row {i}", row))
             for i, row in enumerate(rows)
         ], HUB.repo
     path = find_file(settings.data_dir, FILE)
-    return [(where, _checked(where, entry)) for where, entry in read_jsonl(path)], path.name
+    return [(where, checked(where, entry)) for where, entry in read_jsonl(path)], path.name
 
 
-def _checked(where: str, entry: dict[str, Any]) -> Messages:
+def checked(where: str, entry: dict[str, Any]) -> Messages:
+    """The messages of a row. Raises MlxSvdError naming where for what is not a conversation."""
     messages = entry.get("messages")
     if not isinstance(messages, list) or not messages:
         raise MlxSvdError(f'{where} has no list of messages in "messages"')
