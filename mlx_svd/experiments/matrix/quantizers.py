@@ -6,9 +6,12 @@ and groups, with rounding errors compensated (GPTQ, arXiv 2210.17323). MLX store
 the bytes of the first two are counted with one float16 scale for each tensor or row.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from mlx_svd.checkpoint.layout import quantization
@@ -42,6 +45,10 @@ class Quantizer:
     def grouped(self) -> bool:
         """Whether MLX can store it."""
         return self.granularity in ("group", "compensated")
+
+    def fills_groups(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor can be cut into groups."""
+        return len(shape) > 1 and shape[-1] % self.group_size == 0
 
     def rounded(self, weight: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
         """A tensor as it reads after quantization, float64; second: E[x x^T] (n, n) of a matrix's
@@ -89,3 +96,28 @@ def symmetric(weight: np.ndarray, bits: int, *, by_row: bool) -> np.ndarray:
 
 def _float16(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float16).astype(np.float64)
+
+
+@contextmanager
+def quantize_model(model: nn.Module, quantizer: Quantizer) -> Iterator[nn.Module]:
+    """A model with the ``weight`` of every module as it reads after quantization, the embedding,
+    the head and the norms too (the seeds' way; grouped: what fills groups); the originals come back
+    at the end."""
+    originals = {
+        path: module.weight
+        for path, module in model.named_modules()
+        if isinstance(module.get("weight"), mx.array)
+    }
+    modules = dict(model.named_modules())
+    try:
+        for path, weight in originals.items():
+            values = np.array(weight.astype(mx.float32))
+            if quantizer.grouped and not quantizer.fills_groups(values.shape):
+                continue
+            new = mx.array(quantizer.rounded(values).astype(np.float32))
+            modules[path].weight = new.astype(weight.dtype)
+        mx.eval(model.parameters())
+        yield model
+    finally:
+        for path, weight in originals.items():
+            modules[path].weight = weight

@@ -158,7 +158,7 @@ def _quantize(bench: Workbench, options: dict[str, Any], seed: int, changed: Cha
     if options.get("modules", "projections") == "all":
         for path, module in other_modules(bench).items():
             weight = np.array(module.weight.astype(mx.float32))
-            if quantizer.grouped and (weight.ndim < 2 or weight.shape[-1] % quantizer.group_size):
+            if quantizer.grouped and not quantizer.fills_groups(weight.shape):
                 continue  # MLX leaves norms as they are
             changed.others[path] = quantizer.rounded(weight)
             changed.quantizers[path] = quantizer

@@ -8,10 +8,12 @@ from mlx_svd.experiments.matrix.config import Experiment
 from mlx_svd.experiments.matrix.kinds.base import Kind, Places
 from mlx_svd.experiments.matrix.kinds.checkpoints import Checkpoints
 from mlx_svd.experiments.matrix.kinds.compression import Compression
+from mlx_svd.experiments.matrix.kinds.protection import Protection
 
 KINDS: dict[str, Callable[[dict[str, Any], Places], Kind]] = {
     "compression": Compression,
     "checkpoints": Checkpoints,
+    "protection": Protection,
 }
 
 
