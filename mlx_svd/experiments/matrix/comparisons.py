@@ -46,12 +46,20 @@ class Comparison:
 
 
 def compare_runs(
-    a: Mapping[int | None, Measured], b: Mapping[int | None, Measured], metric: str
+    a: Mapping[int | None, Measured],
+    b: Mapping[int | None, Measured],
+    metric: str,
+    metric_b: str | None = None,
 ) -> Comparison:
-    """Runs by seed; the key None is a run in which nothing is random, which pairs with every seed
+    """The metric of b (or another metric of it, of the same items) against that of a, runs by seed;
+    the key None is a run in which nothing is random, which pairs with every seed
     of the other. Raises MlxSvdError if no seed was run in both, or for runs without common items.
     """
-    a, b = ({s: m for s, m in runs.items() if metric in m.metrics} for runs in (a, b))
+    names = (metric, metric_b or metric)
+    a, b = (
+        {seed: run for seed, run in runs.items() if name in run.metrics}
+        for runs, name in zip((a, b), names, strict=True)
+    )
     seeds = _common_seeds(a, b)
     sums_a: dict[str, float] = {}
     sums_b: dict[str, float] = {}
@@ -59,7 +67,10 @@ def compare_runs(
     differences, left_out = [], 0
     first = None
     for seed in seeds:
-        one, other = (run.get(seed, run.get(None)).metrics[metric] for run in (a, b))
+        one, other = (
+            runs.get(seed, runs.get(None)).metrics[name]
+            for runs, name in zip((a, b), names, strict=True)
+        )
         first = first or one
         items, left = _common_items(one, other, metric)
         left_out = max(left_out, left)

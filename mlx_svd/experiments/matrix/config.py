@@ -12,7 +12,7 @@ from mlx_svd.experiments.methods import slug
 
 _KEYS = {
     "title", "seed_says", "kind", "settings", "seeds", "seconds_per_run", "conditions", "baseline",
-    "primary", "metrics", "comparisons", "correlations", "interactions", "verdicts",
+    "primary", "metrics", "comparisons", "within", "correlations", "interactions", "verdicts",
 }  # fmt: skip
 
 
@@ -49,8 +49,10 @@ class Experiment:
     ``KINDS``; settings: of the kind, the same for all conditions; seeds: of conditions in which
     something is random; seconds_per_run: a guess, before any record is there; primary: the metric
     that claims rest on; metrics: those compared (empty: all); comparisons: further pairs besides
-    each condition against its baseline; correlations: pairs of metrics, over conditions; verdicts:
-    (bound, word) for the upper end of the primary difference, (None, word) beyond the last."""
+    each condition against its baseline; within: pairs of metrics compared in the runs of each
+    condition (before and after quantizing); correlations: pairs of metrics, over conditions;
+    verdicts: (bound, word) for the bad end of the primary difference, (None, word) beyond the last.
+    """
 
     name: str
     title: str
@@ -63,6 +65,7 @@ class Experiment:
     primary: str
     metrics: tuple[str, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    within: tuple[tuple[str, str], ...] = ()
     correlations: tuple[tuple[str, str], ...] = ()
     interactions: tuple[Interaction, ...] = ()
     verdicts: tuple[tuple[float | None, str], ...] = field(default=())
@@ -162,6 +165,7 @@ def _experiment(name: str, content: dict[str, Any]) -> Experiment:
         primary=str(content["primary"]),
         metrics=tuple(content.get("metrics", ())),
         comparisons=comparisons,
+        within=tuple((str(a), str(b)) for a, b in content.get("within", [])),
         correlations=tuple((str(a), str(b)) for a, b in content.get("correlations", [])),
         interactions=interactions,
         verdicts=verdicts,

@@ -62,7 +62,7 @@ def _cells(name: str, runs: Runs) -> list[dict[str, Any]]:
     if not runs:
         return []
     cells = []
-    for metric in next(iter(runs.values())).metrics:
+    for metric in dict.fromkeys(m for run in runs.values() for m in run.metrics):
         parts = [run.metrics[metric] for run in runs.values() if metric in run.metrics]
         first = parts[0]
         sums: dict[str, float] = {}
@@ -130,16 +130,24 @@ def _comparisons(experiment: Experiment, runs: dict[str, Runs]) -> list[dict[str
         a, b = runs[pair.a], runs[pair.b]
         if not a or not b:
             continue
-        shared = [m for m in next(iter(b.values())).metrics if m in next(iter(a.values())).metrics]
-        for metric in shared:
+        for metric in dict.fromkeys(m for run in b.values() for m in run.metrics):
             wanted = not experiment.metrics or metric in experiment.metrics
             if not wanted and metric != experiment.primary:
+                continue
+            if not _common(a, b, metric):
                 continue
             entry = {"a": pair.a, "b": pair.b, "metric": metric, "verdict": None}
             entry |= asdict(compare_runs(a, b, metric))
             if metric == experiment.primary:
                 entry["verdict"] = _verdict(experiment, entry)
             found.append(entry)
+    for first, second in experiment.within:
+        for name, found_runs in runs.items():
+            have = [m.metrics for m in found_runs.values()]
+            if any(first in m and second in m for m in have):
+                entry = {"a": name, "b": name, "metric": f"{first}, then {second}", "verdict": None}
+                both = {s: m for s, m in found_runs.items() if {first, second} <= m.metrics.keys()}
+                found.append(entry | asdict(compare_runs(both, both, first, second)))
     # Claims are made metric by metric: a family is all comparisons of one.
     for metric in {entry["metric"] for entry in found}:
         family = [entry for entry in found if entry["metric"] == metric]
@@ -150,6 +158,12 @@ def _comparisons(experiment: Experiment, runs: dict[str, Runs]) -> list[dict[str
         for key in ("value", "items_low", "items_high", "seeds_low", "seeds_high"):
             entry[key] = finite(entry[key])
     return found
+
+
+def _common(a: Runs, b: Runs, metric: str) -> bool:
+    """Whether some seed measured this in both; None stands for every seed."""
+    seeds = [{s for s, run in runs.items() if metric in run.metrics} for runs in (a, b)]
+    return bool(seeds[0] & seeds[1]) or (any(None in s for s in seeds) and all(seeds))
 
 
 def _verdict(experiment: Experiment, entry: dict[str, Any]) -> str | None:

@@ -3,8 +3,8 @@
 settings: model, ``facts`` {file}, ``text`` {file}, ``conflict`` (how many known facts are trained
 to be false, drawn by the seed), ``train`` (fields of ``ProtectSettings``), ``uptakes`` (levels at
 which arms are compared), ``generation`` {prompts, tokens}, ``quantize`` {name: options of a
-quantize step}. A condition: ``arm``, a name or {base: name, field: value}, or "base" for the model before
-training; ``train``: what differs from the settings'.
+quantize step}. A condition: ``arm``, a name or {base: name, field: value}, or "base" for the model
+before training; ``train``: what differs from the settings'.
 """
 
 import tempfile
