@@ -141,10 +141,13 @@ def _truncate(
         found = decomposition(chosen).truncated(chosen)
         if as_noise:
             noise = generator(seed, p.path).standard_normal(p.shape)
+            changed.ranks.pop(p.path, None)
             found = weight + noise * (np.linalg.norm(found - weight) / np.linalg.norm(noise))
         else:
             changed.ranks[p.path] = chosen
         changed.weights[p.path] = found
+        # What was rounded before is no longer on its grid, and must be stored unquantized.
+        changed.quantizers.pop(p.path, None)
 
 
 def _quantize(bench: Workbench, options: dict[str, Any], seed: int, changed: Changed) -> None:

@@ -58,7 +58,9 @@ def value_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name in dict.fromkeys(c["condition"] for c in results["cells"]):
         have = [cells[name, m] for m in metrics if (name, m) in cells]
-        runs = "deterministic" if have[0]["deterministic"] else f"{have[0]['runs']} seeds"
+        count = have[0]["runs"]
+        runs = f"{count} seeds" if count > 1 else "1 seed"
+        runs = "deterministic" if have[0]["deterministic"] else runs
         rows.append([name, runs, *(_value(cells.get((name, m))) for m in metrics)])
     return ["condition", "runs", *metrics], rows
 

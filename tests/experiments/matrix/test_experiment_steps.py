@@ -166,6 +166,17 @@ def test_bytes_are_those_of_the_plan(bench):
     assert numbers["keep_bytes"] == pytest.approx(share)
 
 
+def test_a_weight_that_is_changed_after_quantizing_is_not_counted_as_quantized(bench):
+    quantize = {"quantize": {"granularity": "tensor", "bits": 8, "projections": "k"}}
+    truncate = {"truncate": {"projections": "k", "rank_ratio": 0.3}}
+    before, after, alone = (
+        byte_numbers(bench, run_steps(bench, steps, 0))["bytes"]
+        for steps in ([truncate, quantize], [quantize, truncate], [truncate])
+    )
+    assert before == byte_numbers(bench, run_steps(bench, [quantize], 0))["bytes"]
+    assert after == alone
+
+
 def test_a_number_of_parameters_is_met_as_closely_as_one_rank_allows(bench):
     total = parameters_of(bench, run_steps(bench, [], 0))
     wanted = total - 20_000
