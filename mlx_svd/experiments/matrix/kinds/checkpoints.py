@@ -88,8 +88,9 @@ class Checkpoints:
         measured.notes += plan.notes
         return measured
 
-    def group(self, condition: dict[str, Any], seed: int | None) -> None:
-        """Every run stands alone."""
+    def group(self, condition: dict[str, Any], seed: int | None) -> str | None:
+        """Recipes that share a calibration, in whose folder plans keep their candidates."""
+        return f"{self._name(condition)} {seed}" if self.seeded(condition) else None
 
     def _measure(self, folder: Path, config: dict) -> Measured:
         model, tokenizer = load(folder, dtype="float32")
