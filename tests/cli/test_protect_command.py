@@ -1,13 +1,14 @@
 """``mlx-svd protect`` on the embedded model, which knows capitals."""
 
 import json
+import sys
 
 import pytest
 
 import mlx_svd
+from mlx_svd.cli.app import main
 from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.evaluate.facts import facts_recalled, read_facts
-from tests.cli.test_heal_command import run  # noqa: F401 - a fixture
 
 CAPITALS = {
     "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "Austria": "Vienna",
@@ -40,6 +41,21 @@ def write_facts(path, subjects, **extra):
 
 
 @pytest.fixture
+def run(monkeypatch, capsys):
+    """Arguments -> (exit code, stdout, stderr), in this process."""
+
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mlx-svd", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out = capsys.readouterr()
+        return stop.value.code or 0, out.out, out.err
+
+    return call
+
+
+@pytest.fixture
 def command(tmp_path):
     facts = write_facts(tmp_path / "facts.json", CAPITALS)
     conflict = write_facts(tmp_path / "conflict.json", ["France", "Norway", "Cuba"])
@@ -47,7 +63,7 @@ def command(tmp_path):
             "--mlx-path", tmp_path / "out", *QUICK)  # fmt: skip
 
 
-def test_it_learns_the_conflict_and_says_what_was_kept(run, command, tmp_path):  # noqa: F811
+def test_it_learns_the_conflict_and_says_what_was_kept(run, command, tmp_path):
     code, printed, progress = run(*command, "--arm", "none")
     assert code == 0
     result = json.loads((tmp_path / "out" / "mlx_svd_protect.json").read_text())
@@ -66,7 +82,7 @@ def test_it_learns_the_conflict_and_says_what_was_kept(run, command, tmp_path): 
     assert len(groups) == 12 - result["facts"]["replay"]
 
 
-def test_json_is_one_document_and_options_change_an_arm(run, command):  # noqa: F811
+def test_json_is_one_document_and_options_change_an_arm(run, command):
     options = ("--arm", "cf90", "--freeze", "0.5", "--form", "dense", "--json", "--accept", "lr")
     code, printed, _ = run(*command, *options)
     assert code == 0
@@ -78,7 +94,7 @@ def test_json_is_one_document_and_options_change_an_arm(run, command):  # noqa: 
     assert accepted == {"epochs": False, "lr": True, "freeze": False}
 
 
-def test_the_seeds_preset_is_five_steps_of_unmasked_padding(run, command, tmp_path):  # noqa: F811
+def test_the_seeds_preset_is_five_steps_of_unmasked_padding(run, command, tmp_path):
     code, printed, _ = run(*command[: -len(QUICK)], *QUICK[6:], "--preset", "seed", "--json")
     assert code == 0
     result = json.loads(printed)
@@ -107,7 +123,7 @@ def test_the_seeds_preset_is_five_steps_of_unmasked_padding(run, command, tmp_pa
         (("--projections", "q,x"), "projection 'x'"),
     ],
 )
-def test_bad_input_is_one_line_before_anything_is_measured(run, command, change, words):  # noqa: F811
+def test_bad_input_is_one_line_before_anything_is_measured(run, command, change, words):
     code, printed, err = run(*command, *change)
     assert (code, printed) == (2, "")
     assert err.startswith("error: ")
@@ -122,7 +138,7 @@ def test_bad_input_is_one_line_before_anything_is_measured(run, command, change,
         ({"conflict": "paris"}, "its conflict 'paris' is the true object"),
     ],
 )
-def test_a_bad_fact_is_named(run, command, tmp_path, extra, words):  # noqa: F811
+def test_a_bad_fact_is_named(run, command, tmp_path, extra, words):
     write_facts(tmp_path / "facts.json", ["France"], **extra)
     code, _, err = run(*command)
     assert code == 2

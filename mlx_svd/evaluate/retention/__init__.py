@@ -7,7 +7,12 @@ by item. ``knowledge_summary``: retention, uptake, paraphrases and locality with
 equally much.
 """
 
-from mlx_svd.evaluate.retention.frontier import at_uptake, retained_at_uptake, uptake_reached
+from mlx_svd.evaluate.retention.frontier import (
+    at_uptake,
+    difference_at_uptake,
+    retained_at_uptake,
+    uptake_reached,
+)
 from mlx_svd.evaluate.retention.knowledge import KnowledgeTest, make_knowledge_test
 from mlx_svd.evaluate.retention.outcomes import Outcomes, Prober
 from mlx_svd.evaluate.retention.probes import Neighbour, Probe, read_conflict, read_probes
@@ -20,6 +25,7 @@ __all__ = [
     "Probe",
     "Prober",
     "at_uptake",
+    "difference_at_uptake",
     "knowledge_summary",
     "make_knowledge_test",
     "read_conflict",

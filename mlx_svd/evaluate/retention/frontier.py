@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.statistics.paired import Difference, paired_difference
 
 
 def at_uptake(uptakes: Sequence[float], values: np.ndarray, level: float) -> np.ndarray | None:
@@ -49,10 +50,32 @@ def retained_at_uptake(
     """Of each measured fact, how far it is still known (0 to 1) where the run reaches ``level``.
 
     margins (P, n): of all facts at each point, above 0 where known; measured (n,) bool. The mean is
-    retention at that uptake; two runs on the same facts are paired by fact
-    (``statistics.paired.paired_difference``, with counts of 1).
+    retention at that uptake.
     """
-    return at_uptake(uptakes, np.asarray(margins)[:, measured] > 0, level)
+    return at_uptake(uptakes, np.asarray(margins)[:, np.asarray(measured)] > 0, level)
+
+
+def difference_at_uptake(
+    uptakes_a: Sequence[float],
+    margins_a: np.ndarray,
+    uptakes_b: Sequence[float],
+    margins_b: np.ndarray,
+    measured: np.ndarray,
+    level: float,
+    *,
+    seed: int = 0,
+) -> Difference | None:
+    """Retention of run b minus that of run a where both reach ``level``, paired by fact (BCa
+    bootstrap over facts); None if one of them never does. Arguments as of
+    :func:`retained_at_uptake`, of two runs of one knowledge test. The interval is for these facts
+    and this seed: that uptake itself was measured on a sample, and that another seed trains in
+    another order, is not in it.
+    """
+    a = retained_at_uptake(uptakes_a, margins_a, measured, level)
+    b = retained_at_uptake(uptakes_b, margins_b, measured, level)
+    if a is None or b is None:
+        return None
+    return paired_difference(a, b, np.ones(len(a)), seed=seed)
 
 
 def uptake_reached(uptakes: Sequence[Sequence[float]]) -> float:

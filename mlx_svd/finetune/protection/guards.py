@@ -10,9 +10,36 @@ from mlx_svd.errors import MlxSvdError
 from mlx_svd.finetune.protection.settings import ProtectSettings
 from mlx_svd.source.families import MLP
 
-# Name -> why.
+# Name -> why. Brackets: 95 % intervals; retained: of 350 known facts.
 GUARDS: dict[str, str] = {
-    name: "TODO" for name in ("v", "mlp", "epochs", "lr", "freeze", "perplexity", "padding")
+    "v": (
+        "in the seeds v at 90 % raised perplexity by 105 %; on qwen2-6m v at 70 % raises it by 7 % "
+        "[5, 9], q, k and o together by 0.3 % [-0.9, 1.6]"
+    ),
+    "mlp": (
+        "the seeds broke at 99 % of it; on qwen2-6m 99 % does no harm that shows, 90 % raises "
+        "perplexity by 5 % [3, 7], 70 % by 60 % [49, 72] and loses a quarter of the known facts"
+    ),
+    "epochs": (
+        "the seeds kept least after 3 epochs; on qwen2-6m most of the loss came early: retained "
+        "0.45 [0.40, 0.51] after 0.8 epochs and 0.58 [0.53, 0.63] after 3.2 (nothing protected)"
+    ),
+    "lr": (
+        "the seeds kept least at 2e-5; on qwen2-6m, nothing protected, 3e-4 instead of 1e-4 costs "
+        "16 [11, 20] points of retention at an uptake of 0.5: tune it before comparing arms"
+    ),
+    "freeze": (
+        "the seeds kept nothing with half of the layers frozen; on qwen2-6m half retains 22 [17, "
+        "27] points less than three quarters at an uptake of 0.7"
+    ),
+    "perplexity": (
+        "perplexity tells neither knowledge nor loops: on qwen2-6m two arms at 1.04 times the base "
+        "model's perplexity retained 0.58 [0.53, 0.63] and 0.86 [0.82, 0.90]"
+    ),
+    "padding": (
+        "most trained tokens of short examples are then end tokens, and what is measured is partly "
+        "that; on qwen2-6m no difference in retention was found at an uptake of 0.5 or 0.7"
+    ),
 }
 
 

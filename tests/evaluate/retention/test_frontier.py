@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.retention import at_uptake, retained_at_uptake, uptake_reached
+from mlx_svd.evaluate.retention import (
+    at_uptake,
+    difference_at_uptake,
+    retained_at_uptake,
+    uptake_reached,
+)
 
 
 def test_interpolation_is_numpys_on_a_rising_run():
@@ -36,6 +41,17 @@ def test_retention_at_an_uptake_counts_measured_facts_above_zero():
     margins = np.array([[2.0, 1.0, 1.0], [1.0, -1.0, -1.0]])
     found = retained_at_uptake([0, 1], margins, np.array([True, True, False]), 0.25)
     np.testing.assert_allclose(found, [1.0, 0.75])
+
+
+def test_runs_are_compared_fact_by_fact():
+    measured = np.array([True] * 6 + [False])
+    a = np.array([[1.0] * 7, [-1, -1, -1, 1, 1, 1, -1]])
+    b = np.array([[1.0] * 7, [-1, 1, 1, 1, 1, 1, 1]])
+    found = difference_at_uptake([0, 0.8], a, [0, 0.4], b, measured, 0.4)
+    # a is halfway: half of its three losses; b has arrived: its one.
+    assert found.value == pytest.approx((6 - 1) / 6 - (6 - 1.5) / 6)
+    assert found.low < found.value < found.high
+    assert difference_at_uptake([0, 0.8], a, [0, 0.4], b, measured, 0.5) is None
 
 
 def test_runs_can_be_compared_up_to_what_the_slowest_reached():
