@@ -20,12 +20,15 @@ from mlx_svd.calibrate.scorers import Scoring
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.plan.policy import RankPolicy
 
+# Up to so many layers every number of them is compressed; every number costs a pass per layer.
+_EVERY = 8
+
 
 @dataclass(frozen=True)
 class DepthSettings:
     """policy: one rank (label, policy); projections, layers, scoring, per_head: as in ``layers``;
-    chains: orders in which layers are added, None: as many as layers, so that every layer comes
-    once at every place; attention_windows: how many windows attention is compared on, 0 for none;
+    counts: numbers of layers to compress together, None: all, or with more than eight layers the
+    powers of two and all; attention_windows: how many windows attention is compared on, 0 for none;
     seed: of the first order and of bootstraps."""
 
     policy: tuple[str, RankPolicy] = ("ratio 0.5", RankPolicy(rank_ratio=0.5))
@@ -33,7 +36,7 @@ class DepthSettings:
     layers: Sequence[int] | None = None
     scoring: Scoring = field(default_factory=Scoring)
     per_head: bool = False
-    chains: int | None = None
+    counts: Sequence[int] | None = None
     attention_windows: int = 2
     seed: int = 0
 
@@ -88,6 +91,7 @@ def depth(
             f"depth: {len(numbers)} layers; the law of growth needs three or more, see --layers"
         )
     label, policy = settings.policy
+    counts = layer_counts(len(numbers), settings.counts)
     truncations = Truncations(subject, settings.scoring, settings.per_head)
     ranks = {n: {p.path: truncations.rank(p, policy) for p in chosen if p.layer == n}
              for n in numbers}  # fmt: skip
@@ -106,9 +110,9 @@ def depth(
             if group is numbers and dense:
                 attention = _attention(subject, dense)
         advance("growth")
-    sums = _chains(truncations, ranks, logits, settings, advance)
+    sums = _chains(truncations, ranks, logits, counts, settings.seed, advance)
     tokens = subject.windows.tokens.shape[1] - 1
-    law, kl_law = _laws(sums, tokens, settings.seed)
+    law, kl_law = _laws(sums, counts, tokens, settings.seed)
     lost = energy_lost(truncations, chosen, every)
     return {
         "analysis": "depth",
@@ -121,10 +125,10 @@ def depth(
         "white_input": _white(truncations, chosen, every, lost),
         "growth": [asdict(g) for g in growth],
         "attention": [asdict(a) for a in attention],
-        "layer_counts": [asdict(c) for c in _counts(sums, tokens)],
+        "layer_counts": [asdict(c) for c in _counts(sums, counts, tokens)],
         "law": asdict(law),
         "kl_law": asdict(kl_law),
-        "averaging": _averaging(law),
+        "averaging": _averaging(law, counts[-1]),
     }
 
 
@@ -188,22 +192,34 @@ def _attention(subject: Subject, dense: list) -> list[AttentionError]:
     return found
 
 
-def chains(layers: Sequence[int], count: int | None, seed: int) -> list[list[int]]:
-    """Orders in which the layers are added: rotations of one random order, so that with as many
-    chains as layers each layer comes once at each place and no place favours a layer."""
+def layer_counts(layers: int, asked: Sequence[int] | None) -> list[int]:
+    """The numbers of layers k that are compressed together, ascending. Raises MlxSvdError for fewer
+    than three, or one that is not in 1..layers."""
+    if asked is None:
+        powers = [k for k in (2**i for i in range(layers.bit_length())) if k < layers]
+        asked = range(1, layers + 1) if layers <= _EVERY else (*powers, layers)
+    counts = sorted({*asked, 1, layers})
+    if len(counts) < 3 or counts[0] < 1 or counts[-1] > layers:
+        raise MlxSvdError(
+            f"--counts: 1 and {layers} are always measured; give at least one number between them"
+        )
+    return counts
+
+
+def chains(layers: Sequence[int], seed: int) -> list[list[int]]:
+    """Orders in which the layers are added: all rotations of one random order. For every k each
+    layer is among the first k of exactly k chains, so that no number favours a layer."""
     order = np.random.default_rng(seed).permutation(layers).tolist()
-    if count is not None and not 1 <= count <= len(order):
-        raise MlxSvdError(f"--chains {count}: give 1 to {len(order)}, the number of layers")
-    return [order[i:] + order[:i] for i in range(count or len(order))]
+    return [order[i:] + order[:i] for i in range(len(order))]
 
 
-def _chains(truncations, ranks, logits: DenseLogits, settings: DepthSettings, advance):
+def _chains(truncations, ranks, logits: DenseLogits, counts, seed: int, advance):
     """(C, K, N, 7) sums of the logits' errors; the same set of layers is measured once."""
     known: dict[frozenset, np.ndarray] = {}
     found = []
-    for chain in chains(list(ranks), settings.chains, settings.seed):
+    for chain in chains(list(ranks), seed):
         steps = []
-        for k in range(1, len(chain) + 1):
+        for k in counts:
             group = frozenset(chain[:k])
             if group not in known:
                 with truncations.compressed(_of(ranks, sorted(group))):
@@ -214,29 +230,31 @@ def _chains(truncations, ranks, logits: DenseLogits, settings: DepthSettings, ad
     return np.array(found)
 
 
-def _counts(sums: np.ndarray, tokens: int) -> list[LayerCount]:
+def _counts(sums: np.ndarray, counts: list[int], tokens: int) -> list[LayerCount]:
     found = []
-    for k in range(sums.shape[1]):
-        errors = [logit_error(chain, tokens) for chain in sums[:, k]]
+    for place, k in enumerate(counts):
+        errors = [logit_error(chain, tokens) for chain in sums[:, place]]
         means = [
             float(np.mean([getattr(e, name).value for e in errors]))
             for name in ("cosine", "mean_removed_cosine", "relative_error", "kl")
         ]
-        found.append(LayerCount(k + 1, *means))
+        found.append(LayerCount(k, *means))
     return found
 
 
-def _laws(sums: np.ndarray, tokens: int, seed: int) -> tuple[PowerLaw, PowerLaw]:
+def _laws(sums: np.ndarray, layers: list[int], tokens: int, seed: int) -> tuple[PowerLaw, PowerLaw]:
     """Of the logits' error, and of sqrt(KL), which is of the same order."""
     squares, totals = sums[..., 5], sums[0, 0, :, 3]
     kl, counts = np.maximum(sums[..., 6], 0.0), np.full(len(totals), tokens)
-    return power_law(squares, totals, seed=seed), power_law(kl, counts, seed=seed)
+    return (
+        power_law(squares, totals, layers, seed=seed),
+        power_law(kl, counts, layers, seed=seed),
+    )
 
 
-def _averaging(law: PowerLaw) -> dict[str, float]:
+def _averaging(law: PowerLaw, n: int) -> dict[str, float]:
     """The seed's claim in numbers: one layer's error over sqrt(N) against the error of all N."""
     one, every = law.error[0], law.error[-1]
-    n = len(law.error)
     return {
         "layers": n,
         "error_of_one_layer": one,

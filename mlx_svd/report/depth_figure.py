@@ -28,7 +28,7 @@ def depth_figure(result: dict[str, Any]):
     attention.set_ylabel("relative error in attention")
     found = result["law"]
     error = np.array(found["error"])
-    k = np.arange(1, len(error) + 1)
+    k = np.array(found["layers"], dtype=float)
     law.loglog(k, error, "ko", label="measured")
     for power, label in ((-0.5, "averaged out"), (0.5, "independent"), (1.0, "one direction")):
         law.loglog(k, error[0] * k**power, "--", linewidth=0.9, label=label)

@@ -73,7 +73,7 @@ def test_the_exponent_of_a_known_law_is_found(power, law):
     totals = rng.uniform(5, 10, 12)
     noise = np.exp(rng.normal(0, 0.1, (8, 8, 12)))
     squares = 0.01 * k[None, :, None] ** (2.0 * power) * totals * noise
-    found = power_law(squares, totals)
+    found = power_law(squares, totals, k)
     assert found.exponent.low < power < found.exponent.high
     assert any(law in text for text in found.contained)
     assert len(found.excluded) == 3
@@ -82,7 +82,7 @@ def test_the_exponent_of_a_known_law_is_found(power, law):
 
 def test_a_law_of_two_points_is_refused():
     with pytest.raises(MlxSvdError, match="three layers or more"):
-        power_law(np.ones((2, 2, 3)), np.ones(3))
+        power_law(np.ones((2, 2, 3)), np.ones(3), [1, 2])
 
 
 def test_rank_correlation_is_scipys_with_an_interval_around_it():

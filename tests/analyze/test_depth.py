@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlx_svd.analyze.cliff import CliffSettings, cliff
-from mlx_svd.analyze.depth import DepthSettings, chains, depth
+from mlx_svd.analyze.depth import DepthSettings, chains, depth, layer_counts
 from mlx_svd.analyze.truncations import Truncations, replaced
 from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.errors import MlxSvdError
@@ -49,7 +49,7 @@ def test_errors_after_each_block_and_of_growing_sets(subject):
         found = [e["value"] for e in grown["after"]]
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
     assert [g["compressed"] for g in result["growth"]] == [[0, 1, 2, 3], [0], [1], [2], [3]]
-    order = chains(range(4), None, 0)
+    order = chains(range(4), 0)
     cosines = []
     for chain in order:
         with replaced(s, of_layers(s, chain[:2])):
@@ -66,12 +66,21 @@ def test_errors_after_each_block_and_of_growing_sets(subject):
 
 
 def test_chains_have_every_layer_once_at_every_place():
-    found = np.array(chains([2, 3, 5, 7, 11], None, 4))
+    found = np.array(chains([2, 3, 5, 7, 11], 4))
     for axis in (found, found.T):
         assert all(sorted(row) == [2, 3, 5, 7, 11] for row in axis.tolist())
-    assert len(chains([0, 1, 2], 2, 0)) == 2
-    with pytest.raises(MlxSvdError, match="--chains 4: give 1 to 3"):
-        chains([0, 1, 2], 4, 0)
+    for k in range(1, 6):
+        among = found[:, :k].ravel().tolist()
+        assert all(among.count(layer) == k for layer in (2, 3, 5, 7, 11))
+
+
+def test_many_layers_are_counted_in_powers_of_two():
+    assert layer_counts(5, None) == [1, 2, 3, 4, 5]
+    assert layer_counts(24, None) == [1, 2, 4, 8, 16, 24]
+    assert layer_counts(24, (3, 12)) == [1, 3, 12, 24]
+    for asked in ((), (30,), (0,)):
+        with pytest.raises(MlxSvdError, match="--counts"):
+            layer_counts(24, asked)
 
 
 def test_two_layers_have_no_law(subject):

@@ -187,3 +187,13 @@ def test_every_projection_alone_is_measured_on_its_own_real_inputs(subject):
     ] * 2  # fmt: skip
     with pytest.raises(MlxSvdError, match="has layers 0 to 1"):
         layers(s, LayersSettings(policies([0.5]), layers=[2]))
+
+
+def test_scans_without_projections_alone(subject):
+    s = subject("llama")
+    settings = LayersSettings(policies([0.5]), ("v",), alone=False, scans=("layer",))
+    result = layers(s, settings)
+    assert (result["projections"], result["summary"]) == ([], [])
+    assert len(result["scans"]) == 2
+    with pytest.raises(MlxSvdError, match="neither projections alone nor a scan"):
+        layers(s, LayersSettings(policies([0.5]), alone=False))

@@ -30,7 +30,11 @@ def test_the_law_shows_the_measured_errors():
         "rank_label": "rank 3",
         "growth": [{"compressed": [0, 1], "after": [{"value": 0.1}, {"value": 0.3}]}],
         "attention": [],
-        "law": {"error": error, "exponent": {"value": 0.5, "low": 0.4, "high": 0.6}},
+        "law": {
+            "error": error,
+            "layers": [1, 2, 3],
+            "exponent": {"value": 0.5, "low": 0.4, "high": 0.6},
+        },
     }
     stream, _, law = depth_figure(result).axes
     assert list(stream.lines[0].get_ydata()) == [0.1, 0.3]

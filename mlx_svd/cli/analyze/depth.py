@@ -23,9 +23,12 @@ def depth(
     per_head: a.PerHead = False,
     scorer: a.Scorer = "plain",
     calibration: a.CalibrationFolder = None,
-    chains: Annotated[
-        int | None,
-        typer.Option(help="Orders in which layers are added. Default: as many as layers."),
+    counts: Annotated[
+        str | None,
+        typer.Option(
+            help="Numbers of layers compressed together. Default: all, or with more than 8 layers "
+            "1, 2, 4, ... and all."
+        ),
     ] = None,
     attention_windows: Annotated[
         int, typer.Option(min=0, help="Windows on which attention is compared.")
@@ -41,7 +44,7 @@ def depth(
     compressed: do errors average out, or add up?"""
     from mlx_svd.analyze.depth import DepthSettings
     from mlx_svd.analyze.depth import depth as run
-    from mlx_svd.analyze.ranks import policies
+    from mlx_svd.analyze.ranks import parse_numbers, policies
     from mlx_svd.analyze.subject import parse_layers
     from mlx_svd.cli.analyze.tables import print_depth
     from mlx_svd.cli.progress import progress
@@ -55,6 +58,7 @@ def depth(
     if len(found) > 1:
         raise MlxSvdError("--ratio, --rank, --energy: give one of them")
     names, numbers = parse_projections(projections), parse_layers(layers)
+    numbers_of_layers = parse_numbers(counts, "--counts", int) or None
     subject = a.opened(
         model, output, plot, revision=revision, text=text, windows=windows, length=length,
         dtype=dtype,
@@ -65,12 +69,12 @@ def depth(
         numbers,
         a.scoring(subject.source, scorer, calibration),
         per_head,
-        chains,
+        numbers_of_layers,
         attention_windows,
         seed,
     )
     count = len({p.layer for p in subject.chosen(names, numbers)})
-    share = {"growth": 1.0 / (count + 1), "chain": 1.0 / (count * (chains or count))}
+    share = {"growth": 1.0 / (count + 1), "chain": 1.0 / (count * min(count, 8))}
     with progress("measuring", share) as advance:
         result = run(subject, settings, advance)
     if (shown := a.finish(result, output, plot, json_)) is not None:
