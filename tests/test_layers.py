@@ -15,7 +15,8 @@ ORDER = (
 
 EVALUATE_ORDER = (
     "processes", "statistics", "likelihood", "settings", "perplexity", "divergence", "facts",
-    "speed", "rows", "generation", "jobs", "tasks", "results", "prepare", "evaluate", "comparison",
+    "speed", "rows", "generation", "jobs", "retention", "tasks", "results", "prepare", "evaluate",
+    "comparison",
 )  # fmt: skip
 
 
