@@ -44,6 +44,10 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what is left and what it will cost.")
     ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Picture of the primary metric: .png, .svg or .pdf (matplotlib extra)."),
+    ] = None,
     json_: o.Json = False,
 ) -> None:
     """Run what is missing of an experiment, then print the table. A stopped run continues."""
@@ -52,7 +56,11 @@ def run(
     from mlx_svd.experiments.matrix.kinds.base import Places
     from mlx_svd.experiments.matrix.run import experiment_status, run_experiment
     from mlx_svd.experiments.matrix.table import markdown, write_tables
+    from mlx_svd.report.experiment_figure import plot_experiment
+    from mlx_svd.report.figure import check_plot_path
 
+    if plot is not None:
+        check_plot_path(plot)
     chosen = load_experiment(config)
     folder = output / chosen.name
     places = Places(data_dir, output / "shared", model, limit)
@@ -71,6 +79,8 @@ def run(
     write_tables(results, folder)
     for failed in results["failed"]:
         err.print(f"{failed['condition']}: no result: {failed['reason']}", markup=False)
+    if plot is not None:
+        plot_experiment(json.loads((folder / "results.json").read_bytes()), plot)
     if json_:
         print(json.dumps(results, indent=2))
         return

@@ -53,8 +53,9 @@ def test_a_dry_run_says_what_is_left_and_a_run_does_it(run, tmp_path):
         "experiment": "half", "conditions": 2, "runs": 2, "left": 2, "seconds": None,
         "guessed_runs": 0, "missing": ["uncompressed", "half"],
     }  # fmt: skip
-    code, out, err = run({})
+    code, out, err = run({}, "--plot", tmp_path / "half.png")
     assert code == 0
+    assert (tmp_path / "half.png").read_bytes().startswith(b"\x89PNG")
     assert "[2/2] half" in err
     assert "# q, k, o at half of the ranks" in out
     assert "Differences: perplexity" in out
