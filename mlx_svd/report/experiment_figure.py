@@ -28,10 +28,10 @@ def experiment_figure(results: dict[str, Any]) -> "Figure":
     figure.set_size_inches(2 * _WIDTH, _AROUND + _LINE * max(len(cells), len(pairs)))
     _lines(values, [c["condition"] for c in cells], f"{metric}, 95 % over items")
     _points(values, cells, [c["over_items"] for c in cells], "C0")
-    labels = [f"{c['b']}  -  {c['a']}" for c in pairs]
     ratio = any(c["scale"] == "exp" for c in pairs)
-    sign = "b / a" if ratio else "b - a"
-    _lines(differences, labels, f"{metric}, {sign}; grey: over seeds")
+    sign = "/" if ratio else "-"
+    labels = [f"{c['b']}  {sign}  {c['a']}" for c in pairs]
+    _lines(differences, labels, f"{metric}, b {sign} a; grey: over seeds")
     over_seeds = [(c["seeds_low"], c["seeds_high"]) for c in pairs]
     _points(differences, pairs, over_seeds, "0.7", width=4)
     _points(differences, pairs, [(c["items_low"], c["items_high"]) for c in pairs], "C1")
