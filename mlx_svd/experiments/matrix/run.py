@@ -2,12 +2,13 @@
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def _run_all(
     # Processes that are started anew: a forked one cannot use MLX's threads or device.
     with (
         _shared_threads(workers),
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool,
     ):
         running = {pool.submit(_run_in_child, experiment, places, g): g for g in groups}
         try:
@@ -124,6 +125,17 @@ def _shared_threads(workers: int) -> Iterator[None]:
     finally:
         for name in new:
             del os.environ[name]
+
+
+def _end_with_parent() -> None:
+    """A child whose parent was killed would wait for work for ever. What it was running is lost and
+    made again: records appear when they are complete."""
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 # Of a child process: models that are loaded serve all of its runs.

@@ -8,6 +8,8 @@ import json
 from collections import OrderedDict
 from typing import Any
 
+import mlx.core as mx
+
 from mlx_svd.analyze.subject import Subject
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.errors import MlxSvdError
@@ -81,6 +83,9 @@ class Compression:
         measured.numbers |= numbers | byte_numbers(loaded.bench, changed)
         measured.numbers["relative_change"] = relative_change(loaded.bench, changed)
         measured.details["ranks"] = changed.ranks
+        if "parameters" in condition.get("train", {}):
+            # Trained as factors; the folder holds their products.
+            measured.numbers["bytes"] = numbers["parameters"] * mx.float32.size
         if changed.ranks:
             measured.numbers["parameters"] = parameters_of(loaded.bench, changed)
         return measured
