@@ -64,7 +64,7 @@ def compare_runs(
     sums_a: dict[str, float] = {}
     sums_b: dict[str, float] = {}
     counts: dict[str, float] = {}
-    differences, left_out = [], 0
+    differences, left_out, share = [], 0, True
     first = None
     for seed in seeds:
         one, other = (
@@ -72,6 +72,7 @@ def compare_runs(
             for runs, name in zip((a, b), names, strict=True)
         )
         first = first or one
+        share = share and one.share and other.share
         items, left = _common_items(one, other, metric)
         left_out = max(left_out, left)
         rows_a, rows_b = _rows(one), _rows(other)
@@ -88,7 +89,8 @@ def compare_runs(
             counts[item] = counts.get(item, 0.0) + weight
             totals += value_a, value_b, weight
         differences.append((totals[1] - totals[0]) / totals[2])
-    found = _paired(*(np.array(list(x.values())) for x in (sums_a, sums_b, counts)))
+    sums = [np.array(list(x.values())) for x in (sums_a, sums_b, counts)]
+    found = _paired_answers(*sums) if share else paired_difference(*sums)
     shown = safe_exp if first.scale == EXP else float
     low = high = p_seeds = None
     if len(seeds) > 1:
@@ -113,7 +115,7 @@ def compare_runs(
     )
 
 
-def _paired(a: np.ndarray, b: np.ndarray, counts: np.ndarray) -> Difference:
+def _paired_answers(a: np.ndarray, b: np.ndarray, counts: np.ndarray) -> Difference:
     """Over items. Right and wrong answers that are the same in every run of an item are one answer
     an item, whose test and interval hold even without a single flip."""
     if all(one_answer(sums, counts) for sums in (a, b)):

@@ -120,7 +120,9 @@ class Measures:
             for metric, score in scores.items():
                 values = [float(r[metric]) for r in ordered]
                 ids = [f"{name} {i} {d}" for i, d in zip(job.ids, job.doc_ids, strict=True)]
-                measured.metrics[f"{name} {metric}"] = metric_of(ids, values, chance=score.chance)
+                measured.metrics[f"{name} {metric}"] = metric_of(
+                    ids, values, chance=score.chance, share=set(values) <= {0.0, 1.0}
+                )
 
     def _generation(self, model: nn.Module, measured: Measured) -> None:
         entry = self.settings["generation"]
@@ -137,7 +139,10 @@ def add_generation(records: Sequence[dict], summary: dict, measured: Measured) -
         if have:
             better = None if name == "length" else False
             measured.metrics[name] = metric_of(
-                [r["id"] for r in have], [r[name] for r in have], better=better
+                [r["id"] for r in have],
+                [r[name] for r in have],
+                better=better,
+                share=name == "loop",
             )
     if f"distinct_1,{GREEDY}" in summary:
         measured.numbers["distinct_1"] = summary[f"distinct_1,{GREEDY}"].value

@@ -17,7 +17,8 @@ class Metric:
     """items (n,): names, the same for the same question in every run; values (n,): of the metric,
     summed over the tokens of the item where it is per token; weights (n,): tokens of each item, 1
     where values are not sums; scale: the number shown is the mean, or e to the mean (perplexity);
-    better: whether more is better, None if neither; chance: what guessing gives, None without.
+    better: whether more is better, None if neither; chance: what guessing gives, None without;
+    share: every value is wrong (0) or right (1).
     """
 
     items: tuple[str, ...]
@@ -26,6 +27,7 @@ class Metric:
     scale: str = MEAN
     better: bool | None = True
     chance: float | None = None
+    share: bool = False
 
     def __post_init__(self):
         if len(set(self.items)) < len(self.items):
@@ -65,11 +67,14 @@ def metric_of(
     scale: str = MEAN,
     better: bool | None = True,
     chance: float | None = None,
+    share: bool | None = None,
 ) -> Metric:
-    """A metric from arrays."""
+    """A metric from arrays; share: None = whether the values are boolean."""
+    if share is None:
+        share = np.asarray(values).dtype == bool
     given = [1.0] * len(items) if weights is None else [float(w) for w in weights]
     numbers = tuple(float(v) for v in values)
-    return Metric(tuple(map(str, items)), numbers, tuple(given), scale, better, chance)
+    return Metric(tuple(map(str, items)), numbers, tuple(given), scale, better, chance, bool(share))
 
 
 def to_json(measured: Measured) -> dict[str, Any]:

@@ -2,13 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from mlx_svd import __version__
-from mlx_svd.evaluate.statistics.intervals import Estimate, estimate_of_sums, mean_interval
+from mlx_svd.evaluate.statistics.intervals import (
+    Estimate,
+    estimate_of_sums,
+    mean_interval,
+    ratio_error,
+)
 from mlx_svd.evaluate.statistics.paired import holm
 from mlx_svd.experiments.matrix.comparisons import compare_runs, one_answer
 from mlx_svd.experiments.matrix.config import Experiment
@@ -99,12 +104,14 @@ def _cells(name: str, runs: Runs) -> list[dict[str, Any]]:
 
 def _over_items(parts: list[Metric], sums: np.ndarray, counts: np.ndarray) -> Estimate:
     """The mean with its interval over items, of which each may have been asked in several runs."""
-    if not all(set(part.values) <= {0.0, 1.0} for part in parts):
-        return estimate_of_sums(sums, counts)
-    if one_answer(sums, counts):
+    share = all(part.share for part in parts)
+    if share and one_answer(sums, counts):
         return estimate_of_sums(sums / counts, np.ones(len(counts)))
-    found = estimate_of_sums(sums, counts)
-    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+    value, low, high = mean_interval(sums, counts)
+    if share:
+        low, high = max(0.0, low), min(1.0, high)
+    _, error = ratio_error(sums, counts)
+    return Estimate(value, error, low, high, len(sums), int(counts.sum()))
 
 
 def _numbers(name: str, runs: Runs) -> list[dict[str, Any]]:

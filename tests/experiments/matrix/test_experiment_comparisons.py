@@ -13,7 +13,9 @@ ITEMS = [f"item {i}" for i in range(40)]
 
 
 def run(values, weights=None, **options) -> Measured:
-    return Measured({"m": metric_of(ITEMS[: len(values)], values, weights, **options)})
+    share = weights is None
+    metric = metric_of(ITEMS[: len(values)], values, weights, share=share, **options)
+    return Measured({"m": metric})
 
 
 def answers(seed, share) -> np.ndarray:

@@ -77,6 +77,17 @@ def test_a_run_of_which_nothing_is_random_counts_once_and_has_wilsons_interval(r
     assert found["over_items"] == pytest.approx(wilson(right, N))
 
 
+def test_numbers_that_happen_to_be_zero_are_no_share(experiment_file):
+    path = experiment_file([{"name": "dense"}], primary="margin")
+    measured = Measured(
+        {"margin": metric_of(IDS, np.zeros(N)), "lost": metric_of(IDS, [False] * N)}
+    )
+    entry = {"condition": "dense", "seed": None, "seconds": 1.0, "cpu_seconds": 1.0}
+    results = summarize(load_experiment(path), [entry | to_json(measured)])
+    assert cell(results, "dense", "margin")["over_items"] == [0, 0]
+    assert cell(results, "dense", "lost")["over_items"] == pytest.approx(wilson(0, N))
+
+
 def test_what_guessing_gives_is_marked(results):
     assert not cell(results, "mild", "facts")["at_chance"]
     assert cell(results, "worst", "facts")["at_chance"]
