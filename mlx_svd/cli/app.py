@@ -18,6 +18,7 @@ from mlx_svd.cli.compare import compare
 from mlx_svd.cli.compress import compress
 from mlx_svd.cli.demo import demo
 from mlx_svd.cli.evaluate import evaluate
+from mlx_svd.cli.experiment import experiment
 from mlx_svd.cli.export_adapter import export_adapter
 from mlx_svd.cli.generate import generate
 from mlx_svd.cli.heal import heal
@@ -52,6 +53,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(analyze)
+app.add_typer(experiment)
 
 
 def _version(wanted: bool) -> None:

@@ -39,12 +39,13 @@ def load_recipe_fields(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise MlxSvdError(f"{path}: a recipe is a mapping with keys such as rank_ratio and rules")
     try:
-        return _plan_fields(content) if "plan_format" in content else _recipe_fields(content)
+        return _plan_fields(content) if "plan_format" in content else recipe_fields(content)
     except MlxSvdError as error:
         raise MlxSvdError(f"{path}: {error}") from error
 
 
-def _recipe_fields(content: dict) -> dict[str, Any]:
+def recipe_fields(content: dict) -> dict[str, Any]:
+    """The same for the content of a recipe file."""
     _check_keys(content, _RECIPE_KEYS | {"quantize", "choices"}, "the recipe")
     apart = (*_POLICY_KEYS, *_BUDGET_KEYS)
     chosen = {k: v for k, v in content.items() if k in _RECIPE_KEYS and k not in apart}
