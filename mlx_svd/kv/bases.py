@@ -1,0 +1,58 @@
+"""``mlx-svd kv-bases``: run a model over a text and keep what low-rank caches are made from."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mlx_svd.calibrate.text import Windows, read_windows
+from mlx_svd.checkpoint.loader import load, load_model
+from mlx_svd.conditions import conditions
+from mlx_svd.kv.bases_file import Bases, BasesInfo, folder_digest, save_bases
+from mlx_svd.kv.moments import measure_moments
+from mlx_svd.source.resolve import CHECKPOINT_PATTERNS, resolve_model
+
+
+def kv_bases(
+    model: str,
+    output: Path | None,
+    *,
+    text: str | Path | None = None,
+    windows: int | None = 32,
+    length: int = 512,
+    revision: str | None = None,
+    dtype: str | None = "float32",
+    advance: Callable[[str], None] = lambda done: None,
+) -> Bases:
+    """Moments of queries, keys and values of ``model`` (hub id or folder, compressed or not) on
+    windows of a text, written to ``output`` (None: only returned).
+
+    text: as :func:`read_windows`. ``advance`` is told each finished window. Raises MlxSvdError
+    for a bad text or model, and for an architecture without observable attention.
+    """
+    resolved = resolve_model(model, revision, CHECKPOINT_PATTERNS)
+    folder = resolved.path
+    _, tokenizer = load(folder, lazy=True)
+    loaded, config = load_model(folder, dtype=dtype)
+    read = read_windows(
+        tokenizer, text, count=windows, length=length, vocab_size=config["vocab_size"]
+    )
+    bases = Bases(
+        bases_info(resolved.name, folder, config["model_type"], read),
+        measure_moments(loaded, config["model_type"], read, advance),
+    )
+    if output is not None:
+        save_bases(output, bases)
+    return bases
+
+
+def bases_info(name: str, folder: Path, model_type: str, windows: Windows) -> BasesInfo:
+    """The description that a bases file carries."""
+    return BasesInfo(
+        model=name,
+        digest=folder_digest(folder),
+        model_type=model_type,
+        origin=windows.origin,
+        text=windows.digest,
+        windows=len(windows),
+        length=windows.tokens.shape[1],
+        conditions=conditions(),
+    )
