@@ -19,7 +19,7 @@ from mlx_svd.errors import MlxSvdError
 from mlx_svd.kv.attention import output_projections, rebind_attention
 from mlx_svd.kv.bases_file import Bases
 from mlx_svd.kv.basis import LayerBasis, layer_basis
-from mlx_svd.kv.cache import LATENT_CACHES, LatentKVCache, QuantizedLatentKVCache
+from mlx_svd.kv.cache import LatentKVCache, QuantizedLatentKVCache
 from mlx_svd.kv.components import check_grouping, key_components, value_components
 from mlx_svd.kv.fold import fold_layer
 from mlx_svd.kv.ranks import Storage, choose_ranks, latent_bytes
@@ -52,11 +52,19 @@ class Attachment:
         self.undo.clear()
 
 
-def attach(model: nn.Module, model_type: str, bases: Bases, settings: KVSettings) -> Attachment:
+def attach(
+    model: nn.Module,
+    model_type: str,
+    bases: Bases,
+    settings: KVSettings,
+    itemsize: int | None = None,
+) -> Attachment:
     """Make ``model`` keep and read latents of its keys and values.
 
     Its caches are then latent ones, and a call without a cache projects the same way (without
-    quantizing). Raises MlxSvdError for an architecture, a cache or settings that do not fit.
+    quantizing). itemsize: bytes of a number for ``bytes_per_token``, if the model runs in another
+    type than it is meant for. Raises MlxSvdError for an architecture, a cache or settings that do
+    not fit.
     """
     check_plain_caches(model)
     layers = output_projections(model, model_type)
@@ -66,7 +74,7 @@ def attach(model: nn.Module, model_type: str, bases: Bases, settings: KVSettings
             "this model with mlx-svd kv-bases"
         )
     dtype = cache_dtype(model)
-    storage = Storage(dtype.size, settings.bits, settings.group_size)
+    storage = Storage(itemsize or dtype.size, settings.bits, settings.group_size)
     made = layer_bases(layers, bases, settings, storage, dtype)
     attachment = Attachment(
         model,
@@ -133,6 +141,7 @@ def layer_bases(
         heads_per_group=[
             check_grouping(m.heads[1], settings.heads_per_group) for m in bases.layers
         ],
+        part=settings.part,
     )
     return [
         layer_basis(keys, values, pair, moments.heads, rotate=_gauge(settings), dtype=dtype)
@@ -165,7 +174,7 @@ def _attention(basis: LayerBasis) -> Any:
             raise MlxSvdError("low-rank caches do not support attention sinks")
         if cache is None:
             keys, values = basis.encode(keys, values)
-        elif not isinstance(cache, LATENT_CACHES):
+        elif getattr(cache, "basis", None) is not basis:
             raise MlxSvdError(
                 f"the model reads latents, but was given a {type(cache).__name__}; make its caches "
                 "with make_prompt_cache(model) after attach"

@@ -106,6 +106,12 @@ def _cut(components: Components, rank: int, rotate: int | None) -> tuple[np.ndar
     encode, decode = components.encode[:, :, :rank], components.decode[:, :rank]
     if rotate is None:
         return encode, decode
+    if components.weighted:
+        # Of all gauges M of a latent with one rounding step for all its numbers, the error
+        # tr(M C M^T) tr(M^-T L M^-1) is least where both moments are equal: variances sqrt(energy).
+        floor = np.maximum(components.energies[:, :1] * 1e-8, 1e-300)
+        scale = np.maximum(components.energies[:, :rank], floor) ** 0.25
+        encode, decode = encode / scale[:, None], decode * scale[:, :, None]
     gauge = random_orthogonal(rank, rotate)
     return encode @ gauge, gauge.T @ decode
 

@@ -71,9 +71,6 @@ class LatentBatchKVCache(BatchKVCache):
         return merged
 
 
-LATENT_CACHES = (LatentKVCache, QuantizedLatentKVCache, LatentBatchKVCache)
-
-
 def check_groups(basis: LayerBasis, group_size: int) -> None:
     """Raise MlxSvdError if latents cannot be cut into quantization groups."""
     if bad := [rank for rank in basis.ranks if rank % group_size]:

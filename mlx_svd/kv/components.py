@@ -33,12 +33,13 @@ _FLOOR = 1e-8
 @dataclass(frozen=True)
 class Components:
     """energies (G, n) descending, in the metric of the kind; encode (G, n, n); decode (G, n, n);
-    mean (G, n), of G groups of n = heads-per-group * head_dim dimensions."""
+    mean (G, n), of G groups of n = heads-per-group * head_dim dimensions. weighted: L is not 1."""
 
     energies: np.ndarray
     encode: np.ndarray
     decode: np.ndarray
     mean: np.ndarray
+    weighted: bool = False
 
 
 def check_grouping(n_kv_heads: int, heads_per_group: int | None) -> int:
@@ -110,7 +111,7 @@ def _components(
         part = None if weight is None else weight[block, block]
         parts.append(decompose(second[block, block], part))
     energies, encode, decode = (np.stack(column) for column in zip(*parts, strict=True))
-    return Components(energies, encode, decode, mean.reshape(len(parts), size))
+    return Components(energies, encode, decode, mean.reshape(len(parts), size), weight is not None)
 
 
 def decompose(

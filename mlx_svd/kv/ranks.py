@@ -48,14 +48,15 @@ def choose_ranks(
     energy: float | None = None,
     bytes_per_token: float | None = None,
     heads_per_group: list[int] | None = None,
+    part: str = "both",
 ) -> list[tuple[int, int]]:
     """(rank of keys, rank of values) of each layer; none of the three: full rank.
 
     energies: (G, n) of keys and of values, layer by layer. rank: numbers kept per key-value head,
     heads_per_group: how many heads a group has, by layer. energy: smallest ranks that keep this
-    share of the energy, of keys and of values separately. bytes_per_token: of all layers; the
-    energies, as shares of their layer's, are bought greedily by loss per byte. Raises MlxSvdError
-    for a policy that is out of reach, and where quantized groups do not fit a head.
+    share of the energy, of keys and of values separately. bytes_per_token: of all layers, shared
+    evenly. part: "keys" or "values" leaves the others at full rank. Raises MlxSvdError for a
+    policy that is out of reach, and where quantized groups do not fit a head.
     """
     if sum(policy is not None for policy in (rank, energy, bytes_per_token)) > 1:
         raise MlxSvdError("give one of --kv-rank, --kv-energy and --kv-bytes-per-token")
@@ -80,6 +81,10 @@ def choose_ranks(
         wanted = limits
     if min(wanted) < 1:
         raise MlxSvdError(f"--kv-rank {rank}: keep at least one number")
+    if part != "both":
+        if bytes_per_token is not None:
+            raise MlxSvdError("--kv-bytes-per-token: cuts keys and values; leave --kv-part out")
+        wanted[part == "keys" :: 2] = limits[part == "keys" :: 2]
     ranks = [
         min(limit, -(-r // storage.multiple) * storage.multiple)
         for r, limit in zip(wanted, limits, strict=True)
@@ -88,6 +93,8 @@ def choose_ranks(
 
 
 def _within(flat: list[np.ndarray], storage: Storage, budget: float) -> list[int]:
+    """The same share of the ranks everywhere. Shares bought by energy were tried and lost on every
+    model (docs/kv-cache.md): a layer whose energy lies in few components still needs the others."""
     step = storage.multiple
     cost = [len(e) * step * storage.bytes_per_number for e in flat]
     ranks, left = [step] * len(flat), budget - sum(cost)
@@ -96,20 +103,13 @@ def _within(flat: list[np.ndarray], storage: Storage, budget: float) -> list[int
             f"--kv-bytes-per-token {budget:g}: the smallest latents take {sum(cost):g} bytes; "
             "give more"
         )
-    shares = [e.sum(axis=0) / max(float(e.sum()), 1e-300) for e in flat]
-
-    def offer(index: int) -> tuple[float, int]:
-        gain = float(shares[index][ranks[index] : ranks[index] + step].sum())
-        return -gain / cost[index], index
-
-    queue = [offer(i) for i in range(len(flat)) if ranks[i] < flat[i].shape[1]]
+    queue = [(r / e.shape[1], i) for i, (r, e) in enumerate(zip(ranks, flat, strict=True))]
     heapq.heapify(queue)
     while queue:
-        _, index = heapq.heappop(queue)
-        if cost[index] > left:
+        share, index = heapq.heappop(queue)
+        if share >= 1 or cost[index] > left:
             continue
         left -= cost[index]
         ranks[index] += step
-        if ranks[index] < flat[index].shape[1]:
-            heapq.heappush(queue, offer(index))
+        heapq.heappush(queue, (ranks[index] / flat[index].shape[1], index))
     return ranks

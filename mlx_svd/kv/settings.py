@@ -13,7 +13,7 @@ class KVSettings:
     """keys, values: kinds of basis (see ``components``); heads_per_group: heads that share a basis
     and a latent, None: all of the layer; rank (numbers per key-value head), energy or
     bytes_per_token: at most one, none: full rank; bits: 8, 4 or None; group_size: of quantization;
-    fold: put the values' basis into the weights."""
+    fold: put the values' basis into the weights; part: "keys" or "values" cuts only those."""
 
     keys: str = "kq"
     values: str = "output"
@@ -24,12 +24,15 @@ class KVSettings:
     bits: int | None = None
     group_size: int = 64
     fold: bool = False
+    part: str = "both"
 
     def __post_init__(self):
         if self.keys not in KEY_KINDS:
             raise MlxSvdError(f"--kv-keys {self.keys}: use {', '.join(KEY_KINDS)}")
         if self.values not in VALUE_KINDS:
             raise MlxSvdError(f"--kv-values {self.values}: use {', '.join(VALUE_KINDS)}")
+        if self.part not in ("both", "keys", "values"):
+            raise MlxSvdError(f"--kv-part {self.part}: use both, keys or values")
         if self.bits not in (None, 8, 4):
             raise MlxSvdError(f"--kv-bits {self.bits}: use 8 or 4")
         if self.group_size not in (32, 64, 128):
