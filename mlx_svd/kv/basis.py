@@ -106,14 +106,26 @@ def _cut(components: Components, rank: int, rotate: int | None) -> tuple[np.ndar
     encode, decode = components.encode[:, :, :rank], components.decode[:, :rank]
     if rotate is None:
         return encode, decode
-    if components.weighted:
-        # Of all gauges M of a latent with one rounding step for all its numbers, the error
-        # tr(M C M^T) tr(M^-T L M^-1) is least where both moments are equal: variances sqrt(energy).
-        floor = np.maximum(components.energies[:, :1] * 1e-8, 1e-300)
-        scale = np.maximum(components.energies[:, :rank], floor) ** 0.25
-        encode, decode = encode / scale[:, None], decode * scale[:, :, None]
-    gauge = random_orthogonal(rank, rotate)
-    return encode @ gauge, gauge.T @ decode
+    energies = components.energies[:, :rank] if components.weighted else [None] * len(encode)
+    parts = [gauge(*part, rotate) for part in zip(energies, encode, decode, strict=True)]
+    return np.stack([e for e, _ in parts]), np.stack([d for _, d in parts])
+
+
+def gauge(
+    energies: np.ndarray | None, encode: np.ndarray, decode: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """encode (n, r) and decode (r, n) such that one rounding step for all r numbers costs least.
+
+    Of all gauges M of a latent with covariance C and error weight L, tr(M C Mᵀ) tr(M⁻ᵀ L M⁻¹) is
+    least where both moments are equal: with L = 1 and C = diag(energies), variances sqrt(energy).
+    A random rotation then spreads them over all numbers. energies (r,); None: the weight is not
+    known, so rotate only.
+    """
+    if energies is not None:
+        scale = np.maximum(energies, max(float(energies[0]) * 1e-8, 1e-300)) ** 0.25
+        encode, decode = encode / scale, decode * scale[:, None]
+    turn = random_orthogonal(encode.shape[1], seed)
+    return encode @ turn, turn.T @ decode
 
 
 def _by_query_head(decode: np.ndarray, heads: tuple[int, int]) -> np.ndarray:
