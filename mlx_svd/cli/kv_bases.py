@@ -44,5 +44,5 @@ def kv_bases(
         print(f"{info.origin}: has only {info.windows} windows of {length} tokens, not {windows}")
     print(
         f"{output}: {len(bases.layers)} layers of {info.model}, {info.windows * info.length:,} "
-        f"tokens of {info.origin}, {size(output.stat().st_size)} bytes"
+        f"tokens of {info.origin}, {size(output.stat().st_size)}"
     )
