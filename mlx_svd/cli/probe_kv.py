@@ -54,7 +54,7 @@ def probe_kv(
             toy=toy,
             revision=revision,
             dtype=dtype,
-            advance=lambda done: advance(done.rpartition(" ")[2]),
+            advance=advance,
         )
     content = probe_json(probe)
     if output is not None:

@@ -48,8 +48,9 @@ class Attachment:
         """Make the model again what it was."""
         for owner, name, value in reversed(self.undo):
             setattr(owner, name, value)
-        del self.model.make_cache
         self.undo.clear()
+        # Some classes have a make_cache of their own, which comes back.
+        vars(self.model).pop("make_cache", None)
 
 
 def attach(
@@ -88,7 +89,6 @@ def attach(
             original = rebind_attention(module, _attention(made[index]))
             attachment.undo.append((module, "__class__", original))
     except MlxSvdError:
-        model.make_cache = None
         attachment.detach()
         raise
     model.make_cache = lambda: [_cache(basis, settings) for basis in made]

@@ -1,19 +1,21 @@
 """``mlx-svd probe-kv``: are a model's keys and values of low rank, on which text, seen how?"""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from mlx_svd.calibrate.text import read_windows
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.conditions import conditions
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.kv.bases_file import folder_digest
-from mlx_svd.kv.moments import measure_moments
+from mlx_svd.kv.moments import LayerMoments, measure_moments
 from mlx_svd.kv.spectra import Spectrum, layer_spectra
-from mlx_svd.kv.toy_text import LENGTH, SAMPLES, default_layers, toy_windows
+from mlx_svd.kv.toy_text import LENGTH, SAMPLES, SENTENCES, default_layers, toy_windows
 from mlx_svd.source.resolve import CHECKPOINT_PATTERNS, resolve_model
 from mlx_svd.source.source import read_config
 
@@ -86,16 +88,19 @@ def probe_kv(
     read = read_windows(
         tokenizer, text, count=windows, length=length, vocab_size=config["vocab_size"]
     )
-    material = [(read.origin, read.tokens)]
+    material = [(read.origin, read.tokens, 1)]
     if toy:
-        material.append((f"the four sentences of seed 003, {SAMPLES} x {LENGTH} tokens",
-                         toy_windows(tokenizer)))  # fmt: skip
+        name = f"the four sentences of seed 003, {SAMPLES} x {LENGTH} tokens"
+        # Copies add nothing to a mean: one of each sentence is run.
+        copies = SAMPLES // len(SENTENCES)
+        material.append((name, toy_windows(tokenizer, len(SENTENCES)), copies))
     texts = []
-    for name, tokens in material:
-        moments = measure_moments(
-            loaded, config["model_type"], tokens, lambda done, name=name: advance(f"{name} {done}")
-        )
-        texts.append(_probed(name, tokens, moments, layers))
+    for name, tokens, copies in material:
+        moments = [
+            replace(m, tokens=m.tokens * copies)
+            for m in measure_moments(loaded, config["model_type"], tokens, advance)
+        ]
+        texts.append(_probed(name, np.repeat(tokens, copies, axis=0), moments, layers))
     return Probe(resolved.name, folder_digest(resolved.path), texts, conditions())
 
 
@@ -104,7 +109,9 @@ def _layer_count(config: dict) -> int:
     return next(config[k] for k in names if config.get(k))
 
 
-def _probed(name: str, tokens, moments, chosen: list[int] | None) -> ProbedText:
+def _probed(
+    name: str, tokens: np.ndarray, moments: list[LayerMoments], chosen: list[int] | None
+) -> ProbedText:
     n_kv_heads = moments[0].heads[1]
     sizes = tuple(sorted({1, n_kv_heads} | ({2} if n_kv_heads % 2 == 0 else set())))
     numbers = sorted(set(range(len(moments)) if chosen is None else chosen))

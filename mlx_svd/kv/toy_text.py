@@ -20,7 +20,8 @@ REPEATS, SAMPLES, LENGTH = 20, 64, 256
 
 
 def toy_windows(tokenizer: Any, samples: int = SAMPLES, length: int = LENGTH) -> np.ndarray:
-    """Token ids (samples, length) int32 of the seed's text, without special tokens.
+    """Token ids (samples, length) int32 of the seed's text, without special tokens. Four samples
+    have the moments of any multiple of four.
 
     Raises MlxSvdError if the tokenizer makes nothing of a sentence.
     """
