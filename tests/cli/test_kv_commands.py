@@ -76,8 +76,7 @@ def test_generate_names_what_is_missing(run, tmp_path):
     assert (code, "make one with mlx-svd kv-bases" in err) == (2, True)
     code, _, err = run(*ask, "--kv-group", "two")
     assert (code, "--kv-group two" in err) == (2, True)
-    code, out, _ = run(*ask, "--kv-bits", "8")
-    assert code == 0
+    assert run(*ask, "--kv-bits", "8")[0] == 0
 
 
 def test_probe_prints_the_seeds_columns_and_draws_from_its_file(run, tmp_path):

@@ -306,18 +306,14 @@ def test_what_is_not_supported_is_refused_and_changes_nothing(tiny, attached):
 def test_real_models_decode_through_latents(shared, name):
     folder = shared / "models" / name
     model, tokenizer = load(folder, dtype="float32")
-    bases = kv_bases(str(folder), None, windows=1, length=128)
-    tokens = mx.array(tokenizer.encode("It was the best of times, it was the worst of times."))[
-        None
-    ]
+    bases = kv_bases(str(folder), None, windows=1, length=96)
+    tokens = mx.array(tokenizer.encode("It was the best of times, it was the worst")[:9])[None]
     dense = np.array(model(tokens))
-    for settings in (KVSettings(), KVSettings(fold=True)):
-        attachment = attach(model, bases.info.model_type, bases, settings)
-        assert relative_difference(stepwise(model, tokens, 6), dense) < 5e-5
-        attachment.detach()
-    attachment = attach(
-        model, bases.info.model_type, bases, KVSettings(heads_per_group=None, bits=8)
-    )
+    attachment = attach(model, bases.info.model_type, bases, KVSettings(fold=True))
+    assert relative_difference(stepwise(model, tokens, 6), dense) < 5e-5
+    attachment.detach()
+    settings = KVSettings(heads_per_group=None, bits=8)
+    attachment = attach(model, bases.info.model_type, bases, settings)
     eight = relative_difference(stepwise(model, tokens, 6), dense)
     attachment.detach()
     assert 0 < eight < 0.05
