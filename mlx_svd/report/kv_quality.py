@@ -18,9 +18,9 @@ def plot_kv_quality(result: Path, plot: Path) -> None:
     """One point an arm, with its 95 % interval. result: table.json of ``sweep-kv``."""
     records = json.loads(result.read_bytes())
     dense = records[0]
-    figure, (axis,) = new_figure(
-        f"{dense['model']}, {dense['windows']} windows of {dense['length']} tokens of "
-        f"{dense['text']}"
+    figure, (axis,) = new_figure(f"KV caches of {dense['model']}")
+    axis.set_title(
+        f"{dense['windows']} windows of {dense['length']} tokens of {dense['text']}", fontsize=8
     )
     for label, color, marker, belongs in _KINDS:
         chosen = [r for r in records[1:] if "kl" in r and belongs(r["name"])]
