@@ -22,7 +22,7 @@ from mlx_svd.evaluate.perplexity import WindowLosses, perplexity_of, ratio, wind
 from mlx_svd.evaluate.statistics.intervals import mean_interval
 from mlx_svd.experiments.methods import slug
 from mlx_svd.kv.arms import QUANTIZED, Arm, parse_arm, settings_of
-from mlx_svd.kv.attach import attach
+from mlx_svd.kv.attach import attach, check_plain_caches
 from mlx_svd.kv.bases_file import Bases, load_bases
 from mlx_svd.kv.mla import attach_mla
 from mlx_svd.kv.with_cache import WithCache, WrittenOutKVCache, measured_bytes
@@ -84,8 +84,10 @@ class _Sweep:
         return measured_bytes(caches, self.heads, mx.float16)
 
     def base(self):
-        """The dense model's predictions and losses on the windows."""
+        """The dense model's predictions and losses on the windows. Call it before anything is
+        attached: what is kept here is what the model computes at the first call."""
         if self._base is None:
+            check_plain_caches(self.model)
             self._base = base_distribution(self.model, self.windows.tokens)
             self._losses = window_losses(self.model, self.windows.tokens)
         return self._base, self._losses
@@ -126,6 +128,7 @@ class _Sweep:
         return record
 
     def _measure(self, arm: Arm) -> dict[str, Any]:
+        self.base()  # a continued sweep has not run the dense model yet
         if arm.kind == "quantized":
             bits = arm.options["bits"]
             if arm.name not in self.budgets:

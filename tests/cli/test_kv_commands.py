@@ -131,3 +131,24 @@ def test_sweep_measures_rivals_at_their_bytes_and_continues(run, bases, tmp_path
     assert {r["name"]: r for r in json.loads(out)}["q8"]["marked"]
     code, _, err = run(*ask, "--arm", "lowrank:what=3")
     assert (code, "what=3 is none of" in err) == (2, True)
+
+
+def test_a_continued_sweep_compares_with_the_dense_model(run, bases, tmp_path):
+    """The dense record comes from disk then, and the first arm to be measured is a latent one."""
+    text = tmp_path / "text.txt"
+    text.write_text("It was the best of times, it was the worst of times. " * 40)
+    ask = ["sweep-kv", *MODEL, "--kv-bases", str(bases), "--heldout", str(text), "--windows", "2"]
+    ask += ["--length", "48", "--json", "--output"]
+    low, other = ["--arm", "lowrank:rank=8"], ["--arm", "mla:pairs=16,rank=32"]
+    _, out, _ = run(*ask, str(tmp_path / "at once"), *low, *other)
+    fresh = json.loads(out)
+    run(*ask, str(tmp_path / "continued"), "--arm", "q8")
+    _, out, _ = run(*ask, str(tmp_path / "continued"), *low, *other)
+    for got, expected in zip(json.loads(out)[1:], fresh[1:], strict=True):
+        assert got["kl"] == pytest.approx(expected["kl"])
+        assert got["perplexity_ratio"] == pytest.approx(expected["perplexity_ratio"])
+    for record in fresh[1:]:
+        # By definition: the ratio is that of the two perplexities, and half of the ranks cost.
+        ratio = record["perplexity"]["perplexity"] / fresh[0]["perplexity"]["perplexity"]
+        assert record["perplexity_ratio"]["ratio"] == pytest.approx(ratio)
+        assert record["kl"]["mean"] > 0.01
