@@ -14,8 +14,13 @@ def kv_bases(
     model: o.Model,
     output: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
     text: o.Text = None,
-    windows: Annotated[int, typer.Option(min=1, help="Windows of the text.")] = 48,
-    length: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 512,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of the text.")] = 24,
+    length: Annotated[
+        int,
+        typer.Option(
+            min=2, help="Tokens a window; rotated keys need windows as long as their use."
+        ),
+    ] = 1024,
     revision: o.Revision = None,
     dtype: Annotated[str, typer.Option(help="Of the forward passes.")] = "float32",
     json_: o.Json = False,

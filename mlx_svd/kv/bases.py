@@ -16,8 +16,8 @@ def kv_bases(
     output: Path | None,
     *,
     text: str | Path | None = None,
-    windows: int | None = 32,
-    length: int = 512,
+    windows: int | None = 24,
+    length: int = 1024,
     revision: str | None = None,
     dtype: str | None = "float32",
     advance: Callable[[str], None] = lambda done: None,
@@ -25,8 +25,10 @@ def kv_bases(
     """Moments of queries, keys and values of ``model`` (hub id or folder, compressed or not) on
     windows of a text, written to ``output`` (None: only returned).
 
-    text: as :func:`read_windows`. ``advance`` is told each finished window. Raises MlxSvdError
-    for a bad text or model, and for an architecture without observable attention.
+    text: as :func:`read_windows`. length: as long as the contexts that the bases are for, because
+    the moments of rotated keys depend on how far the positions go. ``advance`` is told each
+    finished window. Raises MlxSvdError for a bad text or model, and for an architecture without
+    observable attention.
     """
     resolved = resolve_model(model, revision, CHECKPOINT_PATTERNS)
     folder = resolved.path
