@@ -29,6 +29,7 @@ def kv_bases(
     from mlx_svd.cli.progress import progress
     from mlx_svd.cli.tables import size
     from mlx_svd.kv.bases import kv_bases as run
+    from mlx_svd.kv.bases import too_few_tokens
 
     with progress("measuring", {str(n): 1.0 for n in range(windows)}) as advance:
         bases = run(
@@ -51,3 +52,5 @@ def kv_bases(
         f"{output}: {len(bases.layers)} layers of {info.model}, {info.windows * info.length:,} "
         f"tokens of {info.origin}, {size(output.stat().st_size)}"
     )
+    if warning := too_few_tokens(bases):
+        print(f"warning: {warning}")

@@ -306,7 +306,7 @@ def test_what_is_not_supported_is_refused_and_changes_nothing(tiny, attached):
 def test_real_models_decode_through_latents(shared, name):
     folder = shared / "models" / name
     model, tokenizer = load(folder, dtype="float32")
-    bases = kv_bases(str(folder), None, windows=1, length=96)
+    bases = kv_bases(str(folder), None, windows=12, length=96)
     tokens = mx.array(tokenizer.encode("It was the best of times, it was the worst")[:9])[None]
     dense = np.array(model(tokens))
     attachment = attach(model, bases.info.model_type, bases, KVSettings(fold=True))
@@ -316,4 +316,4 @@ def test_real_models_decode_through_latents(shared, name):
     attachment = attach(model, bases.info.model_type, bases, settings)
     eight = relative_difference(stepwise(model, tokens, 6), dense)
     attachment.detach()
-    assert 0 < eight < 0.05
+    assert 0 < eight < 0.01  # mlx-lm's own 8 bits: 0.004 to 0.006
