@@ -1,4 +1,4 @@
-"""``python -m benchmarks [decompose|memory|speed|evaluate ...]``: run, print tables, save JSON.
+"""``python -m benchmarks [decompose|memory|speed|evaluate|kv ...]``: run, print tables, save JSON.
 
 Every benchmark runs in a process of its own, so that none measures what another left behind.
 """
@@ -7,7 +7,7 @@ import argparse
 import subprocess
 import sys
 
-NAMES = ("decompose", "memory", "speed", "evaluate")
+NAMES = ("decompose", "memory", "speed", "evaluate", "kv")
 
 
 def main() -> int:

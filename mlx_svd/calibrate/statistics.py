@@ -21,6 +21,7 @@ from mlx_svd.calibrate.text import Windows
 from mlx_svd.checkpoint.disk import disk_errors, replace_file, write_file
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.source.families import Projection
+from mlx_svd.source.headers import TensorHeader
 from mlx_svd.source.source import Source
 
 CALIBRATION_FORMAT = 1
@@ -260,9 +261,14 @@ def cache_folder(info: CalibrationInfo) -> Path:
 
 def model_digest(source: Source) -> str:
     """SHA-256 of the config, the tensors' headers and pieces of every weight file."""
-    digest = hashlib.sha256(json.dumps(source.config, sort_keys=True).encode())
-    files = sorted({header.file for header in source.headers.values()})
-    for name, header in sorted(source.headers.items()):
+    return digest_of(source.config, source.headers)
+
+
+def digest_of(config: dict, headers: dict[str, TensorHeader]) -> str:
+    """``model_digest`` from the parts of a source."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    files = sorted({header.file for header in headers.values()})
+    for name, header in sorted(headers.items()):
         digest.update(f"{name} {header.nbytes} {header.file.name}".encode())
     for file in files:
         size = file.stat().st_size

@@ -23,9 +23,12 @@ from mlx_svd.cli.export_adapter import export_adapter
 from mlx_svd.cli.generate import generate
 from mlx_svd.cli.heal import heal
 from mlx_svd.cli.inspect import inspect
+from mlx_svd.cli.kv_bases import kv_bases
 from mlx_svd.cli.plan import plan
+from mlx_svd.cli.probe_kv import probe_kv
 from mlx_svd.cli.protect import protect
 from mlx_svd.cli.sweep import sweep
+from mlx_svd.cli.sweep_kv import sweep_kv
 from mlx_svd.errors import MlxSvdError
 
 _INTERRUPTED = 130
@@ -48,6 +51,9 @@ for command in (
     sweep,
     compare,
     export_adapter,
+    probe_kv,
+    kv_bases,
+    sweep_kv,
     generate,
     demo,
 ):

@@ -33,11 +33,13 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     chat: bool = True,
+    prompt_cache: list[Any] | None = None,
     write: Callable[[str], None] = lambda text: None,
 ) -> Generation:
     """Continue ``prompt`` (greedily at temp 0); ``write`` gets each piece of text as it comes.
 
-    chat: put the prompt into the tokenizer's chat template, if it has one. Raises MlxSvdError for
+    chat: put the prompt into the tokenizer's chat template, if it has one; prompt_cache: caches to
+    use, empty or with the text before the prompt, which grow in place. Raises MlxSvdError for
     a prompt without tokens.
     """
     from mlx_lm.generate import stream_generate
@@ -52,8 +54,10 @@ def generate(
     if not len(tokens):
         raise MlxSvdError(f"the prompt {prompt!r} has no tokens; give a text to continue")
     text, last = "", None
-    sampler = make_sampler(temp, top_p)
-    for last in stream_generate(model, tokenizer, tokens, max_tokens=max_tokens, sampler=sampler):
+    options = {"max_tokens": max_tokens, "sampler": make_sampler(temp, top_p)}
+    if prompt_cache is not None:
+        options["prompt_cache"] = prompt_cache
+    for last in stream_generate(model, tokenizer, tokens, **options):
         text += last.text
         write(last.text)
     return Generation(
