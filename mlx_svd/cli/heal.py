@@ -99,6 +99,7 @@ def heal(
     repeated."""
     given = dict(locals())
     own = ("model", "teacher", "mlx_path", "text", "json_")
+    from mlx_svd.cli.progress import StepProgress
     from mlx_svd.conditions import command_line
     from mlx_svd.finetune import HealSettings
     from mlx_svd.finetune import heal as run
@@ -112,7 +113,7 @@ def heal(
             settings,
             text=text,
             command=command_line(),
-            advance=_Steps(stack),
+            advance=StepProgress(stack, "healing", _said),
         )
     if json_:
         print(json.dumps(asdict(healed), indent=2))
@@ -138,25 +139,5 @@ def heal(
         )
 
 
-class _Steps:
-    """Progress bar of a healing, begun when the number of steps is known."""
-
-    def __init__(self, stack: ExitStack):
-        self._stack, self._advance, self._done = stack, None, 0
-
-    def __call__(self, step) -> None:
-        from mlx_svd.cli.progress import progress
-        from mlx_svd.cli.tables import progress_console
-
-        if self._advance is None:
-            work = {f"step {n}": 1.0 for n in range(1, step.steps + 1)}
-            self._advance = self._stack.enter_context(progress("healing", work))
-            if step.step:
-                progress_console().print(f"continuing after step {step.step} of {step.steps}")
-        while self._done < step.step:
-            self._done += 1
-            self._advance(f"step {self._done}")
-        if step.kl is not None:
-            progress_console().print(
-                f"step {step.step} of {step.steps}: validation KL {step.kl:.4f}"
-            )
+def _said(step) -> str | None:
+    return None if step.kl is None else f"validation KL {step.kl:.4f}"

@@ -1,7 +1,8 @@
 """Progress bars with the time left, on standard error."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -44,3 +45,24 @@ def unit_work(plan) -> dict[str, float]:
         )
         work[unit.path] = copied + solved
     return work
+
+
+class StepProgress:
+    """Progress bar of a training, begun when the number of steps is known, and a line for each step
+    that ``said`` has something to say about. ``stack`` ends the bar."""
+
+    def __init__(self, stack: ExitStack, title: str, said: Callable[[Any], str | None]):
+        self._stack, self._title, self._said = stack, title, said
+        self._advance, self._done = None, 0
+
+    def __call__(self, step: Any) -> None:
+        if self._advance is None:
+            work = {f"step {n}": 1.0 for n in range(1, step.steps + 1)}
+            self._advance = self._stack.enter_context(progress(self._title, work))
+            if step.step:
+                progress_console().print(f"continuing after step {step.step} of {step.steps}")
+        while self._done < step.step:
+            self._done += 1
+            self._advance(f"step {self._done}")
+        if line := self._said(step):
+            progress_console().print(f"step {step.step} of {step.steps}: {line}")

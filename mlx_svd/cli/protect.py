@@ -140,6 +140,7 @@ def protect(
     """Fine-tune a model while it keeps what it knows; measure what was learned and what was kept.
     A killed run continues when repeated."""
     given = {k: v for k, v in locals().items() if v is not None}
+    from mlx_svd.cli.progress import StepProgress
     from mlx_svd.cli.protect_settings import protect_settings
     from mlx_svd.cli.tables import print_protected, progress_console
     from mlx_svd.conditions import command_line
@@ -171,7 +172,12 @@ def protect(
     )  # fmt: skip
     with ExitStack() as stack:
         result = run(
-            baseline, mlx_path, settings, data=data, command=command_line(), advance=_Steps(stack)
+            baseline,
+            mlx_path,
+            settings,
+            data=data,
+            command=command_line(),
+            advance=StepProgress(stack, "training", _said),
         )
     if json_:
         print(json.dumps(result.to_json(), indent=2))
@@ -179,30 +185,11 @@ def protect(
     print_protected(result)
 
 
-class _Steps:
-    """Progress bar of a training, and a line for every point."""
-
-    def __init__(self, stack: ExitStack):
-        self._stack, self._advance, self._done = stack, None, 0
-
-    def __call__(self, step) -> None:
-        from mlx_svd.cli.progress import progress
-        from mlx_svd.cli.tables import progress_console
-
-        if self._advance is None:
-            work = {f"step {n}": 1.0 for n in range(1, step.steps + 1)}
-            self._advance = self._stack.enter_context(progress("training", work))
-            if step.step:
-                progress_console().print(f"continuing after step {step.step} of {step.steps}")
-        while self._done < step.step:
-            self._done += 1
-            self._advance(f"step {self._done}")
-        if step.point is not None:
-            summary = step.point["summary"]
-            uptake = summary["uptake"].get("value")
-            said = "" if uptake is None else f"uptake {uptake:.3f}, "
-            loss = "" if step.point["loss"] is None else f", loss {step.point['loss']:.3f}"
-            progress_console().print(
-                f"step {step.step} of {step.steps}: {said}retained "
-                f"{summary['retained']['value']:.3f}{loss}"
-            )
+def _said(step) -> str | None:
+    if step.point is None:
+        return None
+    summary, loss = step.point["summary"], step.point["loss"]
+    uptake = summary["uptake"].get("value")
+    learned = "" if uptake is None else f"uptake {uptake:.3f}, "
+    kept = f"retained {summary['retained']['value']:.3f}"
+    return learned + kept + ("" if loss is None else f", loss {loss:.3f}")
