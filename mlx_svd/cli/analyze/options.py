@@ -158,7 +158,7 @@ def finish(
     saved = save_analysis(result, output)
     if plot is not None:
         plot_analysis(saved, plot)
-    progress_console().print(f"{output}: written", markup=False)
+    progress_console().print(f"{output}: written", markup=False, soft_wrap=True)
     if json_:
         print(json.dumps(saved, indent=1))
         return None
