@@ -1,31 +1,14 @@
 """``mlx-svd heal`` does what the library does and prints it."""
 
 import json
-import sys
 
 import pytest
 
-from mlx_svd.cli.app import main
 from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.demo.run import PASSAGE
 from mlx_svd.finetune import HealSettings, heal
 
 OPTIONS = ("--windows", "6", "--length", "32", "--steps", "3", "--batch-size", "1", "--lr", "0.01")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Arguments -> (exit code, stdout, stderr), in this process."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mlx-svd", *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out = capsys.readouterr()
-        return stop.value.code or 0, out.out, out.err
-
-    return call
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """``mlx-svd protect`` on the embedded model, which knows capitals."""
 
 import json
-import sys
 
 import pytest
 
 import mlx_svd
-from mlx_svd.cli.app import main
 from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.evaluate.facts import facts_recalled, read_facts
 
@@ -38,21 +36,6 @@ def write_facts(path, subjects, **extra):
         )
     path.write_text(json.dumps(rows))
     return path
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Arguments -> (exit code, stdout, stderr), in this process."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mlx-svd", *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out = capsys.readouterr()
-        return stop.value.code or 0, out.out, out.err
-
-    return call
 
 
 @pytest.fixture
