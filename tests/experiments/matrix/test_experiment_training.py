@@ -95,6 +95,15 @@ def test_arms_of_equal_size_and_equal_tokens_are_so(places):
     assert same["training_flops"] == pytest.approx(flops, rel=0.2)
 
 
+def test_a_learning_rate_of_its_own_trains_as_that_of_the_settings_would(places):
+    training = Training(TRAINING | {"lr": 0.002}, places)
+    own = training.model(SPEC | {"lr": 0.01}, 0)
+    elsewhere = Training(TRAINING | {"lr": 0.01}, places).model(SPEC, 0)
+    usual = training.model(SPEC, 0)
+    losses = [m.numbers["training_loss"] for m in (own, elsewhere, usual)]
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_what_is_written_is_read_by_bytes(places):
     folder = Training(TRAINING, places).model(SPEC, 0).folder
     model, tokenizer = load(folder, dtype="float32")
@@ -127,6 +136,8 @@ def test_a_condition_trains_truncates_and_counts(places):
         ({"dim": 30, "steps": 1}, "multiple of twice the heads"),
         ({"dim": 32, "steps": 0}, "at least 1"),
         ({"dim": 32, "steps": 1, "depth": 3}, "'depth'"),
+        ({"dim": 32, "steps": 1, "lr": 0}, "lr 0: must be above 0"),
+        ({"dim": 32, "steps": 1, "lr": float("nan")}, "must be above 0"),
         ({"dim": 32, "steps": 1, "factor_at": 0.5}, "goes with parameters"),
         ({"dim": 32, "steps": 1, "parameters": 10**9}, "more than the dense"),
     ],

@@ -38,7 +38,7 @@ from mlx_svd.finetune.trainer import learning_rate
 
 _KEYS = {"text", "facts", "facts_share", "batch", "length", "lr"}
 _SIZE_KEYS = ("dim", "layers", "heads")
-_SPEC_KEYS = {*_SIZE_KEYS, "steps", "flops_of", "parameters", "factor_at", "teacher"}
+_SPEC_KEYS = {*_SIZE_KEYS, "steps", "flops_of", "parameters", "factor_at", "teacher", "lr"}
 _RECORD = "training.json"
 # Multiplications and additions of a weight for a token, forward and backward.
 _FLOPS = 6
@@ -87,6 +87,8 @@ class Training:
         for other in ("teacher", "flops_of"):
             if other in spec:
                 self.check(spec[other])
+        if not 0 < self.rate(spec) < float("inf"):
+            raise MlxSvdError(f"train: lr {spec.get('lr', self.settings.get('lr'))}: must be above 0")
         if "factor_at" in spec and "parameters" not in spec:
             raise MlxSvdError("train: factor_at goes with parameters")
         if not 0 <= float(spec.get("factor_at", 0)) < 1:
@@ -104,6 +106,10 @@ class Training:
         other = spec["flops_of"]
         there, here = (_size(s).parameters for s in (other, spec))
         return max(1, round(self.steps(other) * there / here))
+
+    def rate(self, spec: dict[str, Any]) -> float:
+        """Largest learning rate of a specification, its own or the settings'."""
+        return float(spec.get("lr", self.settings.get("lr", 2e-3)))
 
     def model(self, spec: dict[str, Any], seed: int) -> Trained:
         """The trained model; made by the first process that asks, kept in the shared folder. Raises
@@ -137,8 +143,7 @@ class Training:
             if optimizer is None:
                 optimizer = optimizers.AdamW(learning_rate=0.0, weight_decay=_WEIGHT_DECAY)
                 gradient = nn.value_and_grad(model, _loss)
-            rate = float(self.settings.get("lr", 2e-3))
-            optimizer.learning_rate = learning_rate(step, steps, rate)
+            optimizer.learning_rate = learning_rate(step, steps, self.rate(spec))
             loss, gradients = gradient(model, mx.array(next(batches)), teacher)
             gradients, _ = optimizers.clip_grad_norm(gradients, _LARGEST_GRADIENT)
             optimizer.update(model, gradients)
