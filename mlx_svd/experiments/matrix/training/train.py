@@ -88,7 +88,9 @@ class Training:
             if other in spec:
                 self.check(spec[other])
         if not 0 < self.rate(spec) < float("inf"):
-            raise MlxSvdError(f"train: lr {spec.get('lr', self.settings.get('lr'))}: must be above 0")
+            raise MlxSvdError(
+                f"train: lr {spec.get('lr', self.settings.get('lr'))}: must be above 0"
+            )
         if "factor_at" in spec and "parameters" not in spec:
             raise MlxSvdError("train: factor_at goes with parameters")
         if not 0 <= float(spec.get("factor_at", 0)) < 1:
