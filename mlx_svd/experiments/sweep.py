@@ -7,10 +7,7 @@ stopped goes on with the rows that are missing.
 import hashlib
 import json
 import shutil
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +17,14 @@ from mlx_svd.calibrate.statistics import MOMENTS, Calibration
 from mlx_svd.calibrate.text import Windows, read_windows
 from mlx_svd.checkpoint.disk import disk_errors, replace_file
 from mlx_svd.checkpoint.loader import load, load_model
-from mlx_svd.compress import compress
-from mlx_svd.compress.sequential import calibrate_sequentially
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.experiments.cost import plan_cost
 from mlx_svd.experiments.measure import Measurement, read_material
-from mlx_svd.experiments.methods import method_recipe, slug
-from mlx_svd.experiments.rivals import make_rival
-from mlx_svd.experiments.sweep_config import HEALED, SEQUENTIAL, SweepConfig
-from mlx_svd.finetune.heal import heal
-from mlx_svd.finetune.settings import HealSettings
-from mlx_svd.plan.budget import Budget
-from mlx_svd.plan.choices import Choices
-from mlx_svd.plan.make import make_plan
-from mlx_svd.plan.plan import Plan
-from mlx_svd.plan.recipe import Recipe
+from mlx_svd.experiments.methods import slug
+from mlx_svd.experiments.sweep_config import SweepConfig
+from mlx_svd.experiments.sweep_rows import Row, Rows
 from mlx_svd.source.families import PROJECTIONS
 from mlx_svd.source.source import Source, open_source
-
-
-@dataclass(frozen=True)
-class _Row:
-    """name: unique; group: rows that are compared; make: writes the checkpoint into a new folder
-    and returns what else is to be recorded; key: identifies it besides the sweep's conditions."""
-
-    name: str
-    group: str
-    make: Callable[[Path], dict[str, Any]]
-    key: Any
 
 
 def sweep(
@@ -101,7 +78,17 @@ class _Sweep:
     def run(self, advance: Callable[[str, int, int], None]) -> Iterator[dict[str, Any]]:
         if not (cost := self.output / "plan.json").is_file():
             self._save(cost, plan_cost(self.folder, self.output / "calibration"))
-        rows = list(self._rows())
+        rows = list(
+            Rows(
+                self.config,
+                self.source,
+                self._open_model,
+                self.calibration,
+                self.windows,
+                self.text_path,
+                self.output / "rows",
+            )
+        )
         done = [self._finished(row) for row in rows]
         measurement = None
         if not all(done) or not self._dense_file().is_file():
@@ -113,100 +100,6 @@ class _Sweep:
             yield record or self._make(row, measurement)
         shutil.rmtree(self.output / "checkpoints", ignore_errors=True)
 
-    # -- rows -----------------------------------------------------------------------------
-
-    def _rows(self) -> Iterator[_Row]:
-        for group in self.config.groups:
-            for keep in group.keep_bytes:
-                for method in group.methods:
-                    yield self._method_row(group, keep, method)
-        for name in self.config.rivals:
-            yield self._rival_row(name)
-            if name in self.config.matched:
-                yield self._matched_row(name, heals=False)
-                if self.config.heal:
-                    yield self._matched_row(name, heals=True)
-
-    def _method_row(self, group, keep: float, method: str) -> _Row:
-        heals, again = method.endswith(HEALED), SEQUENTIAL in method
-        base = method.removesuffix(HEALED).removesuffix(SEQUENTIAL)
-
-        def make(folder: Path) -> dict[str, Any]:
-            recipe = method_recipe(base, self.source, group.projections, keep, group.bits)
-            return self._compress(recipe, folder, heals, again)
-
-        name = f"{group.name} {keep:g} {method}"
-        key = [group.projections, group.bits, self.config.heal if heals else None]
-        return _Row(name, f"{group.name} {keep:g}", make, key)
-
-    def _rival_row(self, name: str) -> _Row:
-        def make(folder: Path) -> dict[str, Any]:
-            made = make_rival(name, self.folder, folder, self.windows)
-            if made.reason:
-                raise MlxSvdError(made.reason)
-            return {
-                "total_bytes": made.nbytes,
-                "bits_per_weight": made.bits_per_weight,
-                "seconds": made.seconds,
-                "cpu_seconds": made.cpu_seconds,
-                "command": made.command,
-                "settings": made.settings,
-            }
-
-        return _Row(f"mlx-lm {name}", f"at {name}'s bytes", make, name)
-
-    def _matched_row(self, rival: str, heals: bool) -> _Row:
-        """Our budget at the bytes of a rival."""
-
-        def make(folder: Path) -> dict[str, Any]:
-            record = json.loads(self._file(f"mlx-lm {rival}").read_bytes())
-            if "total_bytes" not in record:
-                raise MlxSvdError(f"{rival} did not run, so there is no size to match")
-            recipe = Recipe(
-                PROJECTIONS,
-                scorer="two-sided",
-                budget=Budget(target_size=record["total_bytes"]),
-                choices=Choices(),
-            )
-            return self._compress(recipe, folder, heals)
-
-        name = f"budget at {rival}'s bytes" + (" healed" if heals else "")
-        return _Row(name, f"at {rival}'s bytes", make, self.config.heal if heals else None)
-
-    def _compress(
-        self, recipe: Recipe, folder: Path, heals: bool, again: bool = False
-    ) -> dict[str, Any]:
-        """again: with a sequential calibration."""
-        began, cpu = time.perf_counter(), time.process_time()
-        calibration = self.calibration if recipe.moments else None
-        plan = make_plan(self.source, recipe, calibration=calibration)
-        planned, planned_cpu = time.perf_counter(), time.process_time()
-        if again:
-            place = folder.with_name(folder.name + ".calibration")
-            plan, calibration = calibrate_sequentially(
-                self.source, self._open_model, plan, calibration, place
-            )
-        made = folder.with_name(folder.name + ".before") if heals else folder
-        compress(self.source, plan, made, calibration=calibration)
-        record = _plan_record(plan, recipe) | {
-            "plan_seconds": planned - began,
-            "plan_cpu_seconds": planned_cpu - cpu,
-        }
-        if heals:
-            settings = HealSettings(**self.config.heal)
-            healed = heal(made, self.folder, folder, settings, text=self.text_path)
-            shutil.rmtree(made)
-            record["healed"] = {
-                "kl_before": healed.kl_before,
-                "kl_after": healed.kl_after,
-                "steps": healed.steps,
-                "best_step": healed.best_step,
-            }
-        return record | {
-            "seconds": time.perf_counter() - began,
-            "cpu_seconds": time.process_time() - cpu,
-        }
-
     # -- records --------------------------------------------------------------------------
 
     def _file(self, name: str) -> Path:
@@ -215,17 +108,17 @@ class _Sweep:
     def _dense_file(self) -> Path:
         return self.output / "dense.json"
 
-    def _key(self, row: _Row) -> str:
+    def _key(self, row: Row) -> str:
         conditions = [__version__, self.calibration.info.digest, self.material.record()]
         text = json.dumps([conditions, row.name, row.key], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _finished(self, row: _Row) -> dict[str, Any] | None:
+    def _finished(self, row: Row) -> dict[str, Any] | None:
         path = self._file(row.name)
         record = json.loads(path.read_bytes()) if path.is_file() else {}
         return record if record.get("key") == self._key(row) else None
 
-    def _make(self, row: _Row, measurement: Measurement) -> dict[str, Any]:
+    def _make(self, row: Row, measurement: Measurement) -> dict[str, Any]:
         folder = self.output / "checkpoints" / slug(row.name)
         for left in (self.output / "checkpoints").glob(slug(row.name) + "*"):
             shutil.rmtree(left)
@@ -264,17 +157,3 @@ class _Sweep:
 
     def _save(self, path: Path, record: dict[str, Any]) -> None:
         replace_file(path, json.dumps(record, indent=2).encode())
-
-
-def _plan_record(plan: Plan, recipe: Recipe) -> dict[str, Any]:
-    touched = [p for p in plan.projections if p.projection.name in recipe.projections]
-    forms = Counter(f"{p.form} {p.quantization.bits if p.quantization else 16}" for p in touched)
-    losses = [p.loss for p in touched if p.loss is not None]
-    return {
-        "total_bytes": plan.bytes_after,
-        "touched_bytes": sum(p.bytes_after for p in touched),
-        "touched_before": sum(p.bytes_before for p in touched),
-        "forms": dict(sorted(forms.items())),
-        "expected_loss": sum(losses) if losses and recipe.scorer == "two-sided" else None,
-        "notes": list(plan.notes),
-    }

@@ -11,8 +11,12 @@ from mlx_svd.experiments.methods import check_method
 from mlx_svd.experiments.rival_spec import rival_spec
 from mlx_svd.finetune.settings import HealSettings
 from mlx_svd.plan.recipe import parse_projections
+from mlx_svd.plan.recipe_file import load_recipe_fields
 
-_KEYS = {"calibration", "heldout", "other", "facts", "speed", "groups", "rivals", "matched", "heal"}
+_KEYS = {
+    "calibration", "heldout", "other", "facts", "speed", "groups", "rivals", "matched", "heal",
+    "recipes",
+}  # fmt: skip
 _GROUP_KEYS = {"name", "projections", "keep_bytes", "bits", "methods"}
 # What may follow a method's name, in this order: inputs measured again after compressing what is
 # before them; healed afterwards.
@@ -34,7 +38,7 @@ class Group:
 class SweepConfig:
     """calibration: {text, windows, length}; material: heldout, other, facts, speed; groups; rivals:
     names for ``rival_spec``; matched: those at whose bytes the budget runs too; heal: settings of
-    ``HealSettings``, None = rows are not healed."""
+    ``HealSettings``, None = rows are not healed; recipes: files, as for ``compress --config``."""
 
     calibration: dict[str, Any]
     material: dict[str, Any]
@@ -42,6 +46,7 @@ class SweepConfig:
     rivals: tuple[str, ...]
     matched: tuple[str, ...]
     heal: dict[str, Any] | None
+    recipes: tuple[Path, ...] = ()
 
 
 def load_sweep_config(path: Path) -> SweepConfig:
@@ -52,7 +57,7 @@ def load_sweep_config(path: Path) -> SweepConfig:
         content = yaml.safe_load(path.read_text())
         if not isinstance(content, dict):
             raise MlxSvdError("a sweep is a mapping with keys such as calibration and groups")
-        return _config(content)
+        return _config(content, path.parent)
     except yaml.YAMLError as error:
         raise MlxSvdError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except MlxSvdError as error:
@@ -61,7 +66,7 @@ def load_sweep_config(path: Path) -> SweepConfig:
         raise MlxSvdError(f"{path}: {error!r} is missing or not a valid value") from error
 
 
-def _config(content: dict) -> SweepConfig:
+def _config(content: dict, folder: Path) -> SweepConfig:
     _check_keys(content, _KEYS, "the sweep")
     groups = tuple(_group(entry) for entry in content.get("groups", []))
     rivals = tuple(content.get("rivals", []))
@@ -72,13 +77,17 @@ def _config(content: dict) -> SweepConfig:
         raise MlxSvdError(f"matched: {unknown[0]} is not among the rivals")
     if content.get("heal") is not None:
         HealSettings(**content["heal"])
-    if not groups and not rivals:
-        raise MlxSvdError("a sweep needs groups or rivals")
+    # Found from the sweep's own file: recipes lie beside it, and not with the data.
+    recipes = tuple(folder / name for name in content.get("recipes", []))
+    for recipe in recipes:
+        load_recipe_fields(recipe)
+    if not groups and not rivals and not recipes:
+        raise MlxSvdError("a sweep needs groups, rivals or recipes")
     if "text" not in content["calibration"]:
         raise MlxSvdError("calibration: needs a text")
     material = {k: content[k] for k in ("heldout", "other", "facts", "speed") if k in content}
     return SweepConfig(
-        content["calibration"], material, groups, rivals, matched, content.get("heal")
+        content["calibration"], material, groups, rivals, matched, content.get("heal"), recipes
     )
 
 

@@ -6,15 +6,18 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mlx_svd.calibrate.statistics import load_calibration
 from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.experiments import sweep as sweep_module
+from mlx_svd.experiments import sweep_rows
 from mlx_svd.experiments.cost import plan_cost
 from mlx_svd.experiments.methods import method_recipe
 from mlx_svd.experiments.sweep import sweep
 from mlx_svd.experiments.sweep_config import load_sweep_config
 from mlx_svd.experiments.sweep_table import markdown, write_tables
 from mlx_svd.plan.make import make_plan
+from mlx_svd.plan.recipe import Recipe
+from mlx_svd.plan.recipe_file import load_recipe_fields
 from mlx_svd.source.source import open_source
 
 TEXT = "text.txt"
@@ -97,6 +100,22 @@ def test_a_budget_out_of_reach_is_a_row_with_its_reason(done):
     assert "did not run" in markdown(records)
 
 
+def test_a_recipe_file_beside_the_sweeps_is_a_row_with_the_bytes_of_its_plan(data, tmp_path):
+    recipe = tmp_path / "eight.yaml"
+    recipe.write_text("projections: [q, k, o]\nrank_ratio: 0.7\nquantize: {bits: 8}\n")
+    path = config_file(tmp_path, groups=[], rivals=[], matched=[], recipes=[recipe.name])
+    records = sweep(str(DEMO_MODEL), load_sweep_config(path), tmp_path / "out", data)
+    assert [r["name"] for r in records] == ["dense", "recipe eight"]
+    fields = load_recipe_fields(recipe)
+    calibration = load_calibration(tmp_path / "out" / "calibration")
+    plan = make_plan(open_source(str(DEMO_MODEL)), Recipe(**fields), calibration=calibration)
+    assert records[1]["total_bytes"] == plan.bytes_after
+    assert records[1]["texts"]["heldout"]["ratio"][0] > 1
+    recipe.write_text(recipe.read_text().replace("0.7", "0.3"))
+    other = sweep(str(DEMO_MODEL), load_sweep_config(path), tmp_path / "out", data)[1]
+    assert other["total_bytes"] < records[1]["total_bytes"]
+
+
 def test_budget_at_a_rivals_bytes_is_no_larger_than_the_rival(done):
     _, records = done
     rival, ours = records[6], records[7]
@@ -106,8 +125,8 @@ def test_budget_at_a_rivals_bytes_is_no_larger_than_the_rival(done):
 
 def test_finished_rows_are_not_run_again(done, data, monkeypatch):
     output, records = done
-    monkeypatch.setattr(sweep_module, "make_plan", None)
-    monkeypatch.setattr(sweep_module, "make_rival", None)
+    monkeypatch.setattr(sweep_rows, "make_plan", None)
+    monkeypatch.setattr(sweep_rows, "make_rival", None)
     again = sweep(str(DEMO_MODEL), load_sweep_config(config_file(data)), output, data)
     assert again == records
 
@@ -126,7 +145,8 @@ def test_tables_hold_every_row(done, tmp_path):
         ({"rivals": ["q7"]}, "q7"),
         ({"matched": ["q3"]}, "q3"),
         ({"speling": 1}, "speling"),
-        ({"groups": [], "rivals": [], "matched": []}, "groups or rivals"),
+        ({"groups": [], "rivals": [], "matched": []}, "groups, rivals or recipes"),
+        ({"recipes": ["none.yaml"]}, "none.yaml"),
         ({"calibration": {}}, "text"),
         ({"groups": [{"name": "a"}]}, "methods"),
         ({"heal": {"lr": -1}}, "lr"),

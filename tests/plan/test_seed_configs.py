@@ -127,6 +127,10 @@ def test_cf90_recipe_keeps_70_percent_multiplied_back(tmp_path):
             assert (p.form, p.ranks) == ("dense", (int(0.7 * min(p.projection.shape)),))
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("recipes/*.yaml")]),
+    ids=lambda path: path.stem,
+)
 def test_every_recipe_file_is_read(path):
     Recipe(**load_recipe_fields(path))
