@@ -110,8 +110,15 @@ def adapter(model: Path) -> Any:
     return lm
 
 
-def run(lm: Any, folder: Path, names: list[str], shots: int, seed: int = 1234) -> dict[str, Any]:
-    """What lm_eval.simple_evaluate returns, with the samples."""
+def run(
+    lm: Any,
+    folder: Path,
+    names: list[str],
+    shots: int,
+    seed: int = 1234,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """What lm_eval.simple_evaluate returns, with the samples. limit: rows of a task."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -119,6 +126,7 @@ def run(lm: Any, folder: Path, names: list[str], shots: int, seed: int = 1234) -
         model=lm,
         tasks=names,
         num_fewshot=shots,
+        limit=limit,
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
         fewshot_random_seed=seed,
         log_samples=True,
