@@ -166,19 +166,27 @@ def _cache(basis: LayerBasis, settings: KVSettings) -> Any:
     return QuantizedLatentKVCache(basis, settings.group_size, settings.bits)
 
 
+def latents(basis: Any, keys: Any, values: Any, cache: Any, sinks: Any, maker: str) -> tuple:
+    """What attention reads: a cache's latents, or those of new keys and values (B, H, L, D) where
+    there is no cache. Raises MlxSvdError for attention sinks and for a cache that ``maker`` has not
+    made for this basis."""
+    if sinks is not None:
+        raise MlxSvdError("low-rank caches do not support attention sinks")
+    if cache is None:
+        return basis.encode(keys, values)
+    if getattr(cache, "basis", None) is not basis:
+        raise MlxSvdError(
+            f"the model reads latents, but was given a {type(cache).__name__}; make its caches "
+            f"with make_prompt_cache(model) after {maker}"
+        )
+    return keys, values
+
+
 def _attention(basis: LayerBasis) -> Any:
     """``scaled_dot_product_attention`` over latents."""
 
     def attend(queries, keys, values, cache, scale, mask, sinks=None):
-        if sinks is not None:
-            raise MlxSvdError("low-rank caches do not support attention sinks")
-        if cache is None:
-            keys, values = basis.encode(keys, values)
-        elif getattr(cache, "basis", None) is not basis:
-            raise MlxSvdError(
-                f"the model reads latents, but was given a {type(cache).__name__}; make its caches "
-                "with make_prompt_cache(model) after attach"
-            )
+        keys, values = latents(basis, keys, values, cache, sinks, "attach")
         output = scaled_dot_product_attention(
             basis.project(queries), keys, values, cache=cache, scale=scale, mask=mask
         )

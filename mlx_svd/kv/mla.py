@@ -8,7 +8,7 @@ from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.kv.attach import Attachment, cache_dtype, check_plain_caches, output_matrix
+from mlx_svd.kv.attach import Attachment, cache_dtype, check_plain_caches, latents, output_matrix
 from mlx_svd.kv.attention import output_projections, rebind_attention
 from mlx_svd.kv.bases_file import Bases
 from mlx_svd.kv.mla_basis import MlaBasis, PartialRotary, choose_pairs, dimensions, mla_basis
@@ -105,15 +105,7 @@ def _attention(basis: MlaBasis) -> Any:
     rotary = 2 * len(basis.pairs)
 
     def attend(queries, keys, values, cache, scale, mask, sinks=None):
-        if sinks is not None:
-            raise MlxSvdError("low-rank caches do not support attention sinks")
-        if cache is None:
-            keys, values = basis.encode(keys, values)
-        elif getattr(cache, "basis", None) is not basis:
-            raise MlxSvdError(
-                f"the model reads joint latents, but was given a {type(cache).__name__}; make its "
-                "caches with make_prompt_cache(model) after attach_mla"
-            )
+        keys, values = latents(basis, keys, values, cache, sinks, "attach_mla")
         projected = queries[..., rotary:] @ basis.project_queries.astype(queries.dtype)
         if isinstance(values, tuple):
             packed = {"group_size": cache.group_size, "bits": cache.bits}

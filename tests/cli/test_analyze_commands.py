@@ -1,11 +1,10 @@
 """``mlx-svd analyze`` saves, plots and prints what the library finds."""
 
 import json
-import sys
+from functools import partial
 
 import pytest
 
-from mlx_svd.cli.app import main
 from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.demo.run import PASSAGE
 
@@ -13,18 +12,8 @@ TEXT = ("--text", PASSAGE, "--windows", "2", "--length", "24")
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Arguments -> (exit code, stdout, stderr), in this process."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mlx-svd", "analyze", *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out = capsys.readouterr()
-        return stop.value.code or 0, out.out, out.err
-
-    return call
+def run(run):
+    return partial(run, "analyze")
 
 
 COMMANDS = {

@@ -5,26 +5,9 @@ import os
 import subprocess
 import sys
 
-import pytest
-
-from mlx_svd.cli.app import main
 from mlx_svd.demo import DEMO_MODEL
 
 COMPRESS = ["compress", "--model", str(DEMO_MODEL), "--rank-ratio", "0.5"]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Arguments -> (exit code, stdout, stderr), in this process."""
-
-    def call(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mlx-svd", *args])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out = capsys.readouterr()
-        return stop.value.code or 0, out.out, out.err
-
-    return call
 
 
 def test_compress_inspect_generate(run, tmp_path):

@@ -1,28 +1,18 @@
 """``mlx-svd compare`` prints what the library finds; its exit codes."""
 
 import json
-import sys
+from functools import partial
 
 import pytest
 
-from mlx_svd.cli.app import main
 from mlx_svd.evaluate.comparison.compare import compare
 from mlx_svd.evaluate.comparison.table import json_text, legend, remarks, table_rows
 from tests.evaluate.result_folders import answers, flipped, losses, texts, write_run
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Arguments -> (exit code, stdout, stderr), in this process."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["mlx-svd", "compare", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out = capsys.readouterr()
-        return stop.value.code or 0, out.out, out.err
-
-    return call
+def run(run):
+    return partial(run, "compare")
 
 
 @pytest.fixture

@@ -1,28 +1,12 @@
 """probe-kv, kv-bases, sweep-kv and the caches of generate, from the command line."""
 
 import json
-import sys
 
 import pytest
 
-from mlx_svd.cli.app import main
 from mlx_svd.demo import DEMO_MODEL
 
 MODEL = ["--model", str(DEMO_MODEL)]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Arguments -> (exit code, stdout, stderr), in this process."""
-
-    def call(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mlx-svd", *args])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out = capsys.readouterr()
-        return stop.value.code or 0, out.out, out.err
-
-    return call
 
 
 @pytest.fixture
