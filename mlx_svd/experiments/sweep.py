@@ -22,7 +22,7 @@ from mlx_svd.experiments.cost import plan_cost
 from mlx_svd.experiments.measure import Measurement, read_material
 from mlx_svd.experiments.methods import slug
 from mlx_svd.experiments.sweep_config import SweepConfig
-from mlx_svd.experiments.sweep_rows import Row, Rows
+from mlx_svd.experiments.sweep_rows import Row, Rows, record_file
 from mlx_svd.source.families import PROJECTIONS
 from mlx_svd.source.source import Source, open_source
 
@@ -103,7 +103,7 @@ class _Sweep:
     # -- records --------------------------------------------------------------------------
 
     def _file(self, name: str) -> Path:
-        return self.output / "rows" / f"{slug(name)}.json"
+        return record_file(self.output / "rows", name)
 
     def _dense_file(self) -> Path:
         return self.output / "dense.json"

@@ -38,7 +38,8 @@ class Group:
 class SweepConfig:
     """calibration: {text, windows, length}; material: heldout, other, facts, speed; groups; rivals:
     names for ``rival_spec``; matched: those at whose bytes the budget runs too; heal: settings of
-    ``HealSettings``, None = rows are not healed; recipes: files, as for ``compress --config``."""
+    ``HealSettings``, None = rows are not healed; recipes: name -> fields of ``Recipe``, as files
+    for ``compress --config`` hold them."""
 
     calibration: dict[str, Any]
     material: dict[str, Any]
@@ -46,7 +47,7 @@ class SweepConfig:
     rivals: tuple[str, ...]
     matched: tuple[str, ...]
     heal: dict[str, Any] | None
-    recipes: tuple[Path, ...] = ()
+    recipes: dict[str, dict[str, Any]]
 
 
 def load_sweep_config(path: Path) -> SweepConfig:
@@ -78,9 +79,8 @@ def _config(content: dict, folder: Path) -> SweepConfig:
     if content.get("heal") is not None:
         HealSettings(**content["heal"])
     # Found from the sweep's own file: recipes lie beside it, and not with the data.
-    recipes = tuple(folder / name for name in content.get("recipes", []))
-    for recipe in recipes:
-        load_recipe_fields(recipe)
+    files = [folder / name for name in content.get("recipes", [])]
+    recipes = {path.stem: load_recipe_fields(path) for path in files}
     if not groups and not rivals and not recipes:
         raise MlxSvdError("a sweep needs groups, rivals or recipes")
     if "text" not in content["calibration"]:

@@ -26,7 +26,6 @@ from mlx_svd.plan.choices import Choices
 from mlx_svd.plan.make import make_plan
 from mlx_svd.plan.plan import Plan
 from mlx_svd.plan.recipe import Recipe
-from mlx_svd.plan.recipe_file import load_recipe_fields
 from mlx_svd.source.families import PROJECTIONS
 from mlx_svd.source.source import Source
 
@@ -40,6 +39,11 @@ class Row:
     group: str
     make: Callable[[Path], dict[str, Any]]
     key: Any
+
+
+def record_file(folder: Path, name: str) -> Path:
+    """The record of a row in the folder of rows."""
+    return folder / f"{slug(name)}.json"
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,8 @@ class Rows:
                 yield self._matched_row(name, heals=False)
                 if self.config.heal:
                     yield self._matched_row(name, heals=True)
-        for path in self.config.recipes:
-            yield self._recipe_row(path)
+        for name, fields in self.config.recipes.items():
+            yield self._recipe_row(name, fields)
 
     def _method_row(self, group: Group, keep: float, method: str) -> Row:
         heals, again = method.endswith(HEALED), SEQUENTIAL in method
@@ -101,7 +105,7 @@ class Rows:
         """Our budget at the bytes of a rival."""
 
         def make(folder: Path) -> dict[str, Any]:
-            record = json.loads((self.folder / f"{slug(f'mlx-lm {rival}')}.json").read_bytes())
+            record = json.loads(record_file(self.folder, f"mlx-lm {rival}").read_bytes())
             if "total_bytes" not in record:
                 raise MlxSvdError(f"{rival} did not run, so there is no size to match")
             recipe = Recipe(
@@ -115,14 +119,11 @@ class Rows:
         name = f"budget at {rival}'s bytes" + (" healed" if heals else "")
         return Row(name, f"at {rival}'s bytes", make, self.config.heal if heals else None)
 
-    def _recipe_row(self, path: Path) -> Row:
-        """A recipe file, as ``compress --config`` takes it."""
-        fields = load_recipe_fields(path)
-
+    def _recipe_row(self, name: str, fields: dict[str, Any]) -> Row:
         def make(folder: Path) -> dict[str, Any]:
             return self._compress(Recipe(**fields), folder, heals=False)
 
-        return Row(f"recipe {path.stem}", "recipes", make, fields)
+        return Row(f"recipe {name}", "recipes", make, fields)
 
     def _compress(
         self, recipe: Recipe, folder: Path, heals: bool, again: bool = False
