@@ -7,9 +7,9 @@ import mlx_svd
 
 ROOT = Path(mlx_svd.__file__).parent
 ORDER = (
-    "errors", "conditions", "parallel", "linalg", "models", "source", "checkpoint", "calibrate",
-    "plan", "compress", "kv", "evaluate", "analyze", "finetune", "experiments", "report", "demo",
-    "cli",
+    "errors", "conditions", "parallel", "linalg", "x86", "models", "source", "checkpoint",
+    "calibrate", "plan", "compress", "kv", "evaluate", "analyze", "finetune", "experiments",
+    "report", "demo", "cli",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_svd.source.families import FAMILIES
+from mlx_svd.x86 import numpy_exponentials
 
 
 class Blocks:
@@ -49,7 +50,9 @@ class Blocks:
         """What the block makes of each window's hidden states, lazily."""
         args, options = self._rest[index]
         for hidden in self.hidden:
-            yield block(hidden, *args, **options)
+            with numpy_exponentials(block):
+                output = block(hidden, *args, **options)
+            yield output
 
     def advance(self, index: int, block: nn.Module) -> None:
         """Replace the hidden states by the block's outputs."""

@@ -12,6 +12,7 @@ import numpy as np
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.likelihood.forward import next_token_logits
 from mlx_svd.evaluate.statistics.intervals import mean_interval
+from mlx_svd.x86 import cross_entropy
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def window_losses(model: nn.Module, windows: np.ndarray) -> WindowLosses:
     windows = np.asarray(windows)
     sums = np.zeros(len(windows))
     for rows, logits, targets in next_token_logits(model, windows):
-        losses = nn.losses.cross_entropy(logits, targets, reduction="none").sum(axis=-1)
+        losses = cross_entropy(logits, targets).sum(axis=-1)
         sums[rows] = np.array(losses, dtype=np.float64)
     if not np.isfinite(sums).all():
         worst = int(np.argmin(np.isfinite(sums)))

@@ -23,6 +23,7 @@ from mlx_svd.finetune.data import HealingData
 from mlx_svd.finetune.loss import mean_kl, teacher_log_probabilities, validation_kl
 from mlx_svd.finetune.settings import HealSettings
 from mlx_svd.finetune.state import TrainingState
+from mlx_svd.x86 import numpy_exponentials
 
 # Adafactor's floor under the root mean square: biases may be zero.
 _SMALLEST_RMS = 1e-3
@@ -100,7 +101,8 @@ class Trainer:
     def validate(self, deltas: dict[str, mx.array]) -> float:
         """Held-out KL (nats per token) of what would be stored, its rounding included."""
         self._put(self.stored(deltas))
-        return validation_kl(self.teacher, self.student, self.data.held_out)
+        with numpy_exponentials(self.teacher, self.student):
+            return validation_kl(self.teacher, self.student, self.data.held_out)
 
     # -- training -------------------------------------------------------------------------
 
@@ -146,8 +148,9 @@ class Trainer:
         total, sums = 0.0, {name: mx.zeros_like(d) for name, d in deltas.items()}
         for window in batch:
             tokens = mx.array(window)
-            targets = teacher_log_probabilities(self.teacher, tokens)
-            loss, gradients = self._gradient(deltas, tokens, targets)
+            with numpy_exponentials(self.teacher, self.student):
+                targets = teacher_log_probabilities(self.teacher, tokens)
+                loss, gradients = self._gradient(deltas, tokens, targets)
             sums = {name: sums[name] + gradients[name] / len(batch) for name in sums}
             mx.eval(loss, sums)
             total += float(loss.item())

@@ -7,6 +7,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.x86 import numpy_exponentials
 
 # Bytes of one batch of float32 logits, which over a large vocabulary are the largest arrays.
 LOGIT_BYTES = 1 << 28
@@ -41,7 +42,9 @@ def next_token_logits(
     for start in range(0, len(windows), step):
         rows = slice(start, min(start + step, len(windows)))
         tokens = mx.array(windows[rows].astype(np.int32))
-        yield rows, model(tokens[:, :-1]).astype(mx.float32), tokens[:, 1:]
+        with numpy_exponentials(model):
+            logits = model(tokens[:, :-1])
+        yield rows, logits.astype(mx.float32), tokens[:, 1:]
 
 
 def written_out(model: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mlx_svd.evaluate.likelihood.batches import ends_pass, grouped
+from mlx_svd.evaluate.likelihood.batches import Size, cheapest_parts, grouped
 from mlx_svd.evaluate.likelihood.encode import EncodedItem
 
 
@@ -52,10 +52,9 @@ def passes(items: Sequence[EncodedItem], shared: int) -> tuple[list[Row], list[R
 
 
 def of_similar_length(rows: list[Row]) -> list[list[Row]]:
-    """Rows, longest first, in parts with little padding."""
-    parts: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: -len(row.tokens)):
-        if not parts or ends_pass(len(parts[-1][0].tokens), len(parts[-1]), len(row.tokens)):
-            parts.append([])
-        parts[-1].append(row)
-    return parts
+    """Rows, longest first, in the parts that cost least."""
+    lengths = sorted({len(row.tokens) for row in rows}, reverse=True)
+    same = {length: [row for row in rows if len(row.tokens) == length] for length in lengths}
+    sizes = [Size(len(same[length]), length) for length in lengths]
+    parts = cheapest_parts(sizes, lambda size: True)
+    return [[row for length in lengths[part] for row in same[length]] for part in parts]

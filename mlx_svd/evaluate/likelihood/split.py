@@ -16,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.x86 import numpy_exponentials
 
 # Largest difference of logits, relative to the largest of them, that rounding explains.
 _TOLERANCE = {mx.float32: 1e-4, mx.float16: 1e-2, mx.bfloat16: 4e-2}
@@ -41,7 +42,10 @@ class SplitModel:
     def hidden(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
         """tokens (B, L) int32 -> input of the vocabulary projection (B, L, D)."""
         seen = []
-        with _intercepted([self._head], lambda module, x: seen.append(x) or x):
+        with (
+            numpy_exponentials(self.model),
+            _intercepted([self._head], lambda module, x: seen.append(x) or x),
+        ):
             # MLX is lazy: the logits that this call describes are never computed.
             self.model(tokens, cache=cache)
         return seen[-1]

@@ -24,6 +24,7 @@ from mlx_svd.finetune.loss import log_softmax, mean_kl
 from mlx_svd.finetune.protection.examples import Batches
 from mlx_svd.finetune.protection.settings import ProtectSettings
 from mlx_svd.finetune.protection.student import Student, checkpointed
+from mlx_svd.x86 import cross_entropy, numpy_exponentials
 
 
 class Diverged(MlxSvdError):
@@ -59,7 +60,7 @@ def masked_loss(model: nn.Module, tokens: mx.array, mask: mx.array) -> mx.array:
     """Mean negative log-likelihood in nats of the tokens that ``mask`` (b, L - 1) selects from
     tokens (b, L)."""
     logits = model(tokens[:, :-1]).astype(mx.float32)
-    losses = nn.losses.cross_entropy(logits, tokens[:, 1:])
+    losses = cross_entropy(logits, tokens[:, 1:])
     return (losses * mask).sum() / mask.sum()
 
 
@@ -143,7 +144,9 @@ class Trainer:
         mx.random.seed(int(key.generate_state(1)[0]))
         values = state.arrays["values"]
         self.student.model.train()
-        (_, loss), gradients = self._gradient(values, *self._inputs(state.step))
+        inputs = self._inputs(state.step)
+        with numpy_exponentials(self.student.model):
+            (_, loss), gradients = self._gradient(values, *inputs)
         updated = self._optimizer.apply_gradients(gradients, values)
         for name, mask in self.student.masks.items():
             updated[name] = mx.where(mask, updated[name], values[name])
@@ -165,7 +168,8 @@ class Trainer:
         if self._text is not None:
             windows = mx.array(self._text.batch(step, self.settings.text_batch))
         if self._base is not None:
-            targets = log_softmax(self._base(windows))
+            with numpy_exponentials(self._base):
+                targets = log_softmax(self._base(windows))
             mx.eval(targets)
         return examples, replay, windows, targets
 

@@ -1,5 +1,6 @@
 """The gate on loops: what it passes, fails, and cannot tell."""
 
+import mlx.nn as nn
 import pytest
 
 from mlx_svd.checkpoint.loader import load
@@ -49,10 +50,11 @@ def test_gate_margin_and_metrics_can_be_chosen():
     assert [c.name for c in checks] == ["rep_2,greedy", "loop,greedy"]
 
 
-class LoopsWhenItReadsItself:
+class LoopsWhenItReadsItself(nn.Module):
     """The demo model; but one token at a time, as in generation, it is far too sure of itself."""
 
     def __init__(self, model):
+        super().__init__()
         self.model, self.layers = model, model.layers
 
     def __call__(self, tokens, cache=None):

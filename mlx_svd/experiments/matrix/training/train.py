@@ -34,7 +34,9 @@ from mlx_svd.experiments.matrix.training.small_model import (
     factorize,
     size_of,
 )
+from mlx_svd.finetune.loss import log_softmax
 from mlx_svd.finetune.trainer import learning_rate
+from mlx_svd.x86 import cross_entropy, numpy_exponentials
 
 _KEYS = {"text", "facts", "facts_share", "batch", "length", "lr"}
 _SIZE_KEYS = ("dim", "layers", "heads")
@@ -146,7 +148,8 @@ class Training:
                 optimizer = optimizers.AdamW(learning_rate=0.0, weight_decay=_WEIGHT_DECAY)
                 gradient = nn.value_and_grad(model, _loss)
             optimizer.learning_rate = learning_rate(step, steps, self.rate(spec))
-            loss, gradients = gradient(model, mx.array(next(batches)), teacher)
+            with numpy_exponentials(*filter(None, (model, teacher))):
+                loss, gradients = gradient(model, mx.array(next(batches)), teacher)
             gradients, _ = optimizers.clip_grad_norm(gradients, _LARGEST_GRADIENT)
             optimizer.update(model, gradients)
             mx.eval(model.parameters(), optimizer.state, loss)
@@ -178,10 +181,9 @@ def _loss(model: nn.Module, tokens: mx.array, teacher: nn.Module | None) -> mx.a
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     logits = model(inputs)
     if teacher is None:
-        return nn.losses.cross_entropy(logits, targets, reduction="mean")
+        return cross_entropy(logits, targets).mean()
     wanted = mx.softmax(mx.stop_gradient(teacher(inputs)), axis=-1)
-    log_probs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    return -(wanted * log_probs).sum(axis=-1).mean()
+    return -(wanted * log_softmax(logits)).sum(axis=-1).mean()
 
 
 def _write(folder: Path, size: Size, model: nn.Module, numbers: dict[str, float]) -> None:
