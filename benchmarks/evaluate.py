@@ -1,7 +1,12 @@
 """Items per second of mlx-svd's scorer and of mlx_lm.evaluate on the same prompts and choices.
 
 Both get the same pairs of context and continuation, in float32, with the same BLAS, and take turns;
-tokenization is part of the time of both, building the prompts of neither.
+tokenization is part of the time of both, building the prompts of neither. MMLU's rows are taken
+subject by subject, as a whole evaluation takes them.
+
+"limit" is how many times mlx_lm.evaluate's items per second a scorer could reach on this processor
+if nothing took time but the products with the weights, each token that the items have once, at the
+speed of the largest of them.
 """
 
 import os
@@ -10,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
@@ -25,8 +31,11 @@ from benchmarks.common import (
 )
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.demo.run import DEMO_MODEL
-from mlx_svd.evaluate.likelihood.encode import Item, encode_items
+from mlx_svd.evaluate.likelihood.batches import make_batches
+from mlx_svd.evaluate.likelihood.encode import EncodedItem, Item, encode_items
+from mlx_svd.evaluate.likelihood.passes import passes
 from mlx_svd.evaluate.likelihood.scorer import Scorer
+from mlx_svd.evaluate.likelihood.split import SplitModel
 from mlx_svd.evaluate.rows.material import choice_material
 from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.tasks import CHOICE_TASKS
@@ -41,11 +50,35 @@ OURS, THEIRS = "mlx-svd", "mlx_lm.evaluate"
 
 def build_items(task: str, shots: int, rows: int) -> list[Item]:
     """The first rows of a task that fit into the context, as prompts and choices."""
-    settings = EvaluateSettings(limit=rows, num_fewshot=shots, data_dir=SHARED / "data")
+    settings = EvaluateSettings(num_fewshot=shots, data_dir=SHARED / "data")
     chosen = CHOICE_TASKS[task]
     material = choice_material(chosen, settings)
-    examples = chosen.shots(material.rows, material.pool, shots, 1234, own=material.own)
-    return [chosen.item(row, drawn) for row, drawn in zip(material.rows, examples, strict=True)]
+    taken = sorted(material.rows, key=lambda row: row.subject)[:rows]
+    examples = chosen.shots(taken, material.pool, shots, 1234, own=material.own)
+    return [chosen.item(row, drawn) for row, drawn in zip(taken, examples, strict=True)]
+
+
+def product_seconds(model: nn.Module, items: list[EncodedItem]) -> float:
+    """Of the products with all weights: of the layers for each token that the items have, of the
+    vocabulary for each position that is scored."""
+    split = SplitModel(model)
+    tokens, positions, shared = 0, 0, set()
+    for batch in make_batches(items, MAX_LENGTH):
+        chosen = [items[i] for i in batch.items]
+        shared.add(chosen[0].pairs[0][0][: batch.shared])
+        for row in chain.from_iterable(passes(chosen, batch.shared)):
+            tokens += len(row.tokens)
+            positions += len({position for position, _, _ in row.wanted})
+    tokens += sum(map(len, shared))
+    weights = [m.weight for layer in model.layers for m in layer.modules() if "weight" in m]
+    weights = [weight for weight in weights if weight.ndim == 2]
+    width = split.hidden(mx.zeros((1, 1), dtype=mx.int32)).shape[-1]
+    flops = 2 * (tokens * sum(w.size for w in weights) + positions * split.vocabulary * width)
+    largest = max(weights, key=lambda weight: weight.size)
+    inputs = mx.random.normal((MAX_LENGTH, largest.shape[1]))
+    mx.eval(inputs)
+    times = interleaved({"": lambda: mx.eval(inputs @ largest.T)}, 20)[""]
+    return flops * min(times) / (2 * MAX_LENGTH * largest.size)
 
 
 class Theirs:
@@ -75,8 +108,8 @@ class Ours:
     """The scorer that ``mlx-svd evaluate`` uses."""
 
     def __init__(self, model: Path):
-        loaded, self.tokenizer = load(model, dtype="float32")
-        self.scorer = Scorer(loaded)
+        self.model, self.tokenizer = load(model, dtype="float32")
+        self.scorer = Scorer(self.model)
 
     def scores(self, items: list[Item]) -> np.ndarray:
         """Log-likelihoods of all pairs."""
@@ -96,6 +129,8 @@ def measure(model: Path, rows: int, runs: int) -> list[dict]:
         # mlx_lm.evaluate does not cut prompts, so both get those that fit.
         items = [item for item, encoded in zip(items, kept, strict=True) if not encoded.truncated]
         found = {name: contender.scores(items) for name, contender in contenders.items()}
+        fitting = [encoded for encoded in kept if not encoded.truncated]
+        least = product_seconds(contenders[OURS].model, fitting)
         seconds = interleaved(
             {name: lambda c=c, i=items: c.scores(i) for name, c in contenders.items()}, runs
         )
@@ -109,6 +144,7 @@ def measure(model: Path, rows: int, runs: int) -> list[dict]:
                 "items_per_second": {
                     name: spread([len(items) / s for s in times]) for name, times in seconds.items()
                 },
+                "limit": median(seconds[THEIRS]) / least,
                 "ratio": median(seconds[THEIRS]) / median(seconds[OURS]),
             }
         )
@@ -120,7 +156,17 @@ def report(result: dict) -> None:
     for name, entries in result["models"].items():
         print(f"\n# evaluate: {name} in float32")
         print_conditions(result["conditions"])
-        header = ["", "examples", "items", "choices", f"{OURS} /s", f"{THEIRS} /s", "times", "diff"]
+        header = [
+            "",
+            "examples",
+            "items",
+            "choices",
+            f"{OURS} /s",
+            f"{THEIRS} /s",
+            "times",
+            "limit",
+            "diff",
+        ]
         rows = [
             [
                 entry["task"],
@@ -130,13 +176,16 @@ def report(result: dict) -> None:
                 f"{entry['items_per_second'][OURS]['median']:.1f}",
                 f"{entry['items_per_second'][THEIRS]['median']:.1f}",
                 f"{entry['ratio']:.2f}",
+                f"{entry['limit']:.1f}",
                 f"{entry['largest_difference']:.1e}",
             ]
             for entry in entries
         ]
         print_table(header, rows)
         ratios = [entry["ratio"] for entry in entries]
-        print(f"geometric mean {np.exp(np.mean(np.log(ratios))):.2f}")
+        limits = [entry["limit"] for entry in entries]
+        means = [np.exp(np.mean(np.log(values))) for values in (ratios, limits)]
+        print("geometric mean {:.2f}, limit {:.1f}".format(*means))
     print("diff: largest difference of a choice's log-likelihood, in nats")
 
 
@@ -147,7 +196,7 @@ def main() -> None:
         raise SystemExit(f"evaluate: the test material is not in {SHARED} (set MLX_SVD_SHARED)")
     models = [DEMO_MODEL] if options.quick else [DEMO_MODEL, SHARED / "models/llama-44m"]
     names = {DEMO_MODEL: "demo model (qwen2, 6.5M)"}
-    rows = 3 if options.quick else 20
+    rows = 3 if options.quick else 40
     result = {"models": {}}
     for model in models:
         result["models"][names.get(model, model.name)] = measure(model, rows, options.runs)
