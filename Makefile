@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # On Linux, MLX's wheel carries the reference BLAS; OpenBLAS is loaded ahead of it when it is there.
 BLAS := . scripts/blas.sh;
 PYTEST := $(BLAS) $(BIN)/python -m pytest
+# One BLAS thread for each of the processes that share the cores, or they wait for each other.
+PARALLEL := $(BLAS) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .PHONY: demo test test-stock test-reference test-slow lint bench setup clean
 
@@ -12,10 +14,10 @@ demo: $(VENV)/.installed
 	@$(BLAS) $(BIN)/mlx-svd demo
 
 test: $(VENV)/.installed-dev
-	@$(PYTEST) -n auto --dist loadfile
+	@$(PARALLEL)
 
 test-stock: $(VENV)/.installed-dev
-	@$(PYTEST) -m stock -n auto --dist loadfile
+	@$(PARALLEL) -m stock
 
 test-slow: $(VENV)/.installed-dev
 	@$(PYTEST) -m slow
