@@ -38,6 +38,6 @@ def test_perplexity_equals_that_of_mlx_svd(name, checkpoint, run_stock, data_fol
     model, tokenizer = mlx_svd.load(checkpoint(name))
     expected = perplexity(model, packed_tokens(tokenizer, data_folder), WINDOW)
     assert expected.tokens == SAMPLES * (WINDOW - 1)
-    # mlx-lm's loss is MLX's, whose float32 sums over the vocabulary are off by some 1e-5 nats a token
-    # on x86; ours are float64 there.
+    # mlx-lm's loss is MLX's, whose float32 sums over the vocabulary are off by some 1e-5 nats a
+    # token on x86; ours are float64 there.
     assert math.isclose(float(printed[1]), expected.perplexity, abs_tol=6e-4, rel_tol=4e-5)
