@@ -92,7 +92,7 @@ def _gelu_approx_vjp(x, cotangent, _):
 @mx.custom_function
 def logsumexp(logits: mx.array) -> mx.array:
     """log(sum(exp(logits))) over the last axis: (..., V) -> (...); sums in float64."""
-    return _shaped(_normalizers(_rows(logits)).astype(np.float32), logits[..., 0])
+    return _shaped(log_normalizers(_rows(logits)).astype(np.float32), logits[..., 0])
 
 
 @logsumexp.vjp
@@ -104,7 +104,7 @@ def _logsumexp_vjp(logits, cotangent, result):
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
     """-log P(target) in nats: (..., V), integer (...) -> (...)."""
     rows, words = _rows(logits), _flat(targets)
-    losses = _normalizers(rows) - rows[np.arange(len(rows)), words]
+    losses = log_normalizers(rows) - rows[np.arange(len(rows)), words]
     return _shaped(losses.astype(np.float32), targets)
 
 
@@ -118,8 +118,8 @@ def _cross_entropy_vjp(primals, cotangent, losses):
     return _shaped(found, logits), mx.zeros_like(targets)
 
 
-def _normalizers(rows: np.ndarray) -> np.ndarray:
-    """logsumexp of every row, float64."""
+def log_normalizers(rows: np.ndarray) -> np.ndarray:
+    """log(sum(exp(row))) of every row of (n, V) float32, float64; NaN where a row has one."""
     found = np.empty(len(rows))
 
     def block(part: slice) -> None:
