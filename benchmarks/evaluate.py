@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import median
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
@@ -58,10 +57,9 @@ def build_items(task: str, shots: int, rows: int) -> list[Item]:
     return [chosen.item(row, drawn) for row, drawn in zip(taken, examples, strict=True)]
 
 
-def product_seconds(model: nn.Module, items: list[EncodedItem]) -> float:
+def product_seconds(split: SplitModel, items: list[EncodedItem]) -> float:
     """Of the products with all weights: of the layers for each token that the items have, of the
     vocabulary for each position that is scored."""
-    split = SplitModel(model)
     tokens, positions, shared = 0, 0, set()
     for batch in make_batches(items, MAX_LENGTH):
         chosen = [items[i] for i in batch.items]
@@ -70,7 +68,7 @@ def product_seconds(model: nn.Module, items: list[EncodedItem]) -> float:
             tokens += len(row.tokens)
             positions += len({position for position, _, _ in row.wanted})
     tokens += sum(map(len, shared))
-    weights = [m.weight for layer in model.layers for m in layer.modules() if "weight" in m]
+    weights = [m.weight for layer in split.model.layers for m in layer.modules() if "weight" in m]
     weights = [weight for weight in weights if weight.ndim == 2]
     width = split.hidden(mx.zeros((1, 1), dtype=mx.int32)).shape[-1]
     flops = 2 * (tokens * sum(w.size for w in weights) + positions * split.vocabulary * width)
@@ -108,8 +106,8 @@ class Ours:
     """The scorer that ``mlx-svd evaluate`` uses."""
 
     def __init__(self, model: Path):
-        self.model, self.tokenizer = load(model, dtype="float32")
-        self.scorer = Scorer(self.model)
+        loaded, self.tokenizer = load(model, dtype="float32")
+        self.scorer = Scorer(loaded)
 
     def scores(self, items: list[Item]) -> np.ndarray:
         """Log-likelihoods of all pairs."""
@@ -130,7 +128,7 @@ def measure(model: Path, rows: int, runs: int) -> list[dict]:
         items = [item for item, encoded in zip(items, kept, strict=True) if not encoded.truncated]
         found = {name: contender.scores(items) for name, contender in contenders.items()}
         fitting = [encoded for encoded in kept if not encoded.truncated]
-        least = product_seconds(contenders[OURS].model, fitting)
+        least = product_seconds(contenders[OURS].scorer.split, fitting)
         seconds = interleaved(
             {name: lambda c=c, i=items: c.scores(i) for name, c in contenders.items()}, runs
         )

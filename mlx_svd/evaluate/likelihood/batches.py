@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from mlx_svd.evaluate.likelihood.encode import EncodedItem
 
-# Padded tokens of one forward pass. More keep neither processor nor GPU busier, and on a CPU what a
-# layer hands on would leave the cache.
+# Padded tokens of one forward pass. More keep two cores no busier, and what a layer hands on would
+# leave their cache. Not measured on a GPU.
 BATCH_TOKENS = 1024
 # Keys that the continuations of one batch may look at, in tokens per padded token.
 _KEYS_PER_TOKEN = 16
