@@ -18,9 +18,9 @@ from mlx_svd.evaluate.likelihood.forward import written_out
 from mlx_svd.evaluate.likelihood.scorer import Scorer
 from mlx_svd.evaluate.prepare import (
     Bench,
+    base_tasks,
     check_tasks,
     expanded,
-    needs_base_results,
     prepare,
 )
 from mlx_svd.evaluate.processes import Processes
@@ -60,7 +60,7 @@ def evaluate(
     digest = _digest(folder.path, processes)
     names = expanded(tasks)
     run_base = partial(evaluate, advance=advance)
-    base = find_base(settings, needs_base_results(names), output, run_base, processes)
+    base = find_base(settings, base_tasks(tasks), output, run_base, processes)
     if kl.NAME in names and (base is None or base.model is None):
         given = f" in place of the results in {settings.base}" if settings.base else ""
         raise MlxSvdError(

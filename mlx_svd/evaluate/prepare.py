@@ -58,9 +58,10 @@ class Bench:
     base_subject: Callable[[], Subject] | None = None
 
 
-def needs_base_results(tasks: Sequence[str]) -> list[str]:
-    """Those of the tasks that a base model has to be evaluated on, to compare item by item."""
-    return [t for t in tasks if _is_file(t) or t in CHOICE_TASKS or t == facts.NAME]
+def base_tasks(tasks: Sequence[str]) -> list[str]:
+    """Those of the tasks that a base model is evaluated on too, for ``compare``: all but kl, which
+    runs the base model itself."""
+    return [task for task in tasks if task != kl.NAME]
 
 
 def expanded(tasks: Sequence[str]) -> list[str]:

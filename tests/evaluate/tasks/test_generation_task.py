@@ -1,6 +1,7 @@
 """The generation task, and a comparison of two runs made by ``evaluate`` itself."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -67,6 +68,29 @@ def test_a_run_that_was_stopped_goes_on_with_the_texts_that_are_missing(material
     (again / name).write_text((output / name).read_text())
     run(material, again)
     assert (again / "samples_generation.jsonl").read_text() == "".join(lines)
+
+
+def test_the_base_model_is_evaluated_on_every_task_so_that_loops_and_perplexity_are_compared(
+    material, tmp_path, shared
+):
+    (material / "text.txt").write_text("The old man walked to the sea. " * 60)
+    settings = EvaluateSettings(
+        dtype="float32", prompts=material / "prompts.txt", limit=2, base=str(DEMO_MODEL)
+    )
+    tasks = ["generation", "reasoning", "kl", str(material / "text.txt")]
+    (material / "wikitext-2.test.txt").write_text("The old man walked to the sea. " * 200)
+    settings = replace(settings, data_dir=material)
+    evaluate(str(shared / "models/qwen2-16m"), tasks, tmp_path / "out", settings)
+    base = tmp_path / "out/base" / DEMO_MODEL.name
+    alone = evaluate(
+        str(DEMO_MODEL), [t for t in tasks if t != "kl"], tmp_path / "alone",
+        replace(settings, base=None),
+    )  # fmt: skip
+    assert json.loads((base / "results.json").read_text())["results"] == alone["results"]
+    found = compare(base, tmp_path / "out")
+    assert {row.task for row in found.rows} == {"generation", "reasoning", "text"}
+    assert found.gate is not None
+    assert any("only in B: kl" in note for note in found.notes)
 
 
 def test_two_runs_of_evaluate_are_compared_and_gated(material, dense, shared, tmp_path):
