@@ -1,13 +1,16 @@
-"""lm-eval itself, through mlx_lm's own adapter, on local files of rows.
+"""lm-eval itself on local files of rows, through mlx_lm's own adapter or on transformers.
 
 The task files say of local rows what lm-eval's own task files say of the rows on the hub.
 """
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import yaml
 from mlx.utils import tree_map
 
@@ -110,6 +113,13 @@ def adapter(model: Path) -> Any:
     return lm
 
 
+def on_transformers(model: Path) -> Any:
+    """lm-eval's own adapter of transformers, float32 on the CPU. Needs the reference group."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=8)
+
+
 def run(
     lm: Any,
     folder: Path,
@@ -133,6 +143,34 @@ def run(
         bootstrap_iters=0,
         verbosity="ERROR",
     )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of the rows that fit into the context: how many; largest and mean difference of a choice's
+    log-likelihood, nats; how many of them have another score. left_out: rows that do not fit."""
+
+    rows: int
+    largest: float
+    mean: float
+    other_scores: int
+    left_out: int
+
+
+def agreement(ours: Sequence[dict], theirs: Sequence[dict]) -> Agreement:
+    """Of the samples of ``mlx-svd evaluate`` with lm-eval's, both of one task, in any order."""
+    ours, theirs = (sorted(rows, key=lambda row: row["doc_id"]) for rows in (ours, theirs))
+    differences, other_scores, left_out = [], 0, 0
+    for mine, other in zip(ours, theirs, strict=True):
+        # mlx_lm's adapter does not cut them.
+        if "truncated" in mine:
+            left_out += 1
+            continue
+        values = [float(response[0]) for response in other["filtered_resps"]]
+        differences += list(np.abs(np.subtract(mine["log_likelihoods"], values)))
+        other_scores += any(abs(mine[m] - other[m]) > 1e-4 for m in mine["metrics"])
+    mean = float(np.mean(differences))
+    return Agreement(len(ours) - left_out, max(differences), mean, other_scores, left_out)
 
 
 def trim(source: Path, target: Path, count: int, subjects: tuple[str, ...]) -> Path:

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mlx_svd.evaluate.evaluate import evaluate
@@ -13,7 +12,7 @@ from tests.evaluate import lm_eval_reference as reference
 MULTIPLE_CHOICE = ("hellaswag", "arc_easy", "arc_challenge", "piqa", "mmlu", "winogrande")
 TRUTHFUL = ("truthfulqa_mc1", "truthfulqa_mc2")
 # Of one choice, in nats. MLX's float32 softmax on x86 is off by about 1e-5 a token, so very long
-# choices may differ by more: that is the adapter's rounding (see the next test).
+# choices may differ by more: that is the adapter's rounding (see the last test).
 LIMIT, LIMIT_PER_TOKEN = 1e-3, 3e-5
 WINOGRANDE = [
     ("Sarah was a better surgeon than Maria so _ always got the easier cases.", 1),
@@ -59,33 +58,27 @@ def read_samples(folder: Path, task: str) -> list[dict]:
     return [json.loads(line) for line in text.split("\n") if line]
 
 
-def compare(shared, adapter, tmp_path, count, shots, seed=1234, limit=LIMIT) -> float:
+def compare(shared, lm, tmp_path, count, shots, seed=1234, limit=LIMIT, model="qwen2-6m") -> float:
     """Largest difference of a choice's log-likelihood; everything else must be equal. Rows whose
     prompt is longer than the context are left out: mlx_lm's adapter does not cut them."""
     data = make_data(shared, tmp_path / "data", count)
     names = reference.write_tasks(tmp_path / "tasks", data, shots)
-    expected = reference.run(adapter, tmp_path / "tasks", names, shots, seed)
+    expected = reference.run(lm, tmp_path / "tasks", names, shots, seed)
     output = tmp_path / "out"
     settings = EvaluateSettings(num_fewshot=shots, data_dir=data, dtype="float32", seed=seed)
     tasks = [name.removeprefix("local_") for name in names]
-    found = evaluate(str(shared / "models/qwen2-6m"), tasks, output, settings)
+    found = evaluate(str(shared / "models" / model), tasks, output, settings)
     worst = 0.0
     for task in tasks:
-        theirs = expected["samples"][f"local_{task}"]
         ours = read_samples(output, task)
-        assert len(ours) == len(theirs) > 0
-        cut = [mine for mine in ours if "truncated" in mine]
-        assert len(cut) <= len(ours) // 10
-        for mine, other in zip(ours, sorted(theirs, key=lambda s: s["doc_id"]), strict=True):
-            if "truncated" in mine:
-                continue
-            values = [float(response[0]) for response in other["filtered_resps"]]
-            np.testing.assert_allclose(mine["log_likelihoods"], values, atol=limit, rtol=0)
-            worst = max(worst, float(np.abs(np.array(mine["log_likelihoods"]) - values).max()))
-            for metric in mine["metrics"]:
-                assert mine[metric] == pytest.approx(other[metric], abs=1e-4), (task, mine["id"])
+        result = reference.agreement(ours, expected["samples"][f"local_{task}"])
+        assert result.rows > 0, task
+        assert result.left_out <= len(ours) // 10, task
+        assert result.largest <= limit, (task, result)
+        assert result.other_scores == 0, (task, result)
+        worst = max(worst, result.largest)
         for key, value in found["results"][task].items():
-            if key.endswith(",none") and "stderr" not in key and not cut:
+            if key.endswith(",none") and "stderr" not in key and not result.left_out:
                 assert value == pytest.approx(
                     expected["results"][f"local_{task}"][key], abs=1e-4
                 ), (task, key)
@@ -114,3 +107,13 @@ def test_another_seed_draws_other_examples_and_the_same_as_lm_eval(shared, adapt
 def test_hundred_rows_of_every_task_are_lm_evals(shared, adapter, tmp_path, shots):
     limit = LIMIT + 150 * LIMIT_PER_TOKEN
     assert compare(shared, adapter, tmp_path, count=100, shots=shots, limit=limit) < limit
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(("model", "shots", "count"), [("llama-44m", 0, 12), ("qwen2-16m", 5, 7)])
+def test_log_likelihoods_of_long_choices_are_lm_evals_on_transformers(
+    shared, tmp_path, model, shots, count
+):
+    """Without the rounding of mlx_lm's adapter every choice is within 1e-3."""
+    lm = reference.on_transformers(shared / "models" / model)
+    compare(shared, lm, tmp_path, count, shots, model=model)
