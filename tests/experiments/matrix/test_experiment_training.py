@@ -11,8 +11,9 @@ from mlx_svd.checkpoint.loader import load
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.likelihood.encode import tokens_of
 from mlx_svd.experiments.matrix.kinds.compression import Compression
-from mlx_svd.experiments.matrix.training import Training
+from mlx_svd.experiments.matrix.training import Training, train
 from mlx_svd.experiments.matrix.training.small_model import Factored, Size, factorize
+from mlx_svd.finetune.trainer import learning_rate as rate
 from tests.experiments.matrix.capitals import SETTINGS
 
 TRAINING = {
@@ -93,6 +94,28 @@ def test_arms_of_equal_size_and_equal_tokens_are_so(places):
     same = training.model({"dim": 32, "layers": 1, "flops_of": wide}, 0).numbers
     flops = training.model(wide, 0).numbers["training_flops"]
     assert same["training_flops"] == pytest.approx(flops, rel=0.2)
+
+
+def test_factors_that_begin_from_kept_matrices_are_those_trained_from_the_start(
+    places, monkeypatch
+):
+    dense = SPEC | {"dim": 48, "steps": 10}
+    spec = dense | {"parameters": {"dim": 32, "layers": 1}, "factor_at": 0.6}
+    whole = Training(TRAINING, places).model(spec, 0)
+    keeping = Training(TRAINING | {"keep_at": 0.6}, places)
+    plain, kept = Training(TRAINING, places).model(dense, 0), keeping.model(dense, 0)
+    for name, weight in weights(plain.folder).items():
+        np.testing.assert_array_equal(weights(kept.folder)[name], weight)
+    steps = []
+    monkeypatch.setattr(train, "learning_rate", lambda n, *a: steps.append(n) or rate(n, *a))
+    short = keeping.model(spec, 0)
+    assert steps == [6, 7, 8, 9]
+    for name, weight in weights(whole.folder).items():
+        np.testing.assert_array_equal(weights(short.folder)[name], weight)
+    del whole.numbers["training_seconds"], short.numbers["training_seconds"]
+    assert short.numbers == whole.numbers
+    with pytest.raises(MlxSvdError, match=r"keep_at 0\.95: give a share up to 0\.9"):
+        Training(TRAINING | {"keep_at": 0.95}, places)
 
 
 def test_a_learning_rate_of_its_own_trains_as_that_of_the_settings_would(places):

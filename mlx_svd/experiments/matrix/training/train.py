@@ -13,12 +13,14 @@ import shutil
 import time
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optimizers
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_svd import __version__
 from mlx_svd.checkpoint.disk import disk_errors
@@ -38,10 +40,10 @@ from mlx_svd.finetune.loss import log_softmax
 from mlx_svd.finetune.trainer import learning_rate
 from mlx_svd.x86 import cross_entropy, numpy_exponentials
 
-_KEYS = {"text", "facts", "facts_share", "batch", "length", "lr"}
+_KEYS = {"text", "facts", "facts_share", "batch", "length", "lr", "keep_at"}
 _SIZE_KEYS = ("dim", "layers", "heads")
 _SPEC_KEYS = {*_SIZE_KEYS, "steps", "flops_of", "parameters", "factor_at", "teacher", "lr"}
-_RECORD = "training.json"
+_RECORD, _KEPT = "training.json", "kept.npz"
 # Multiplications and additions of a weight for a token, forward and backward.
 _FLOPS = 6
 _LARGEST_GRADIENT, _WEIGHT_DECAY = 1.0, 0.01
@@ -51,7 +53,7 @@ _LARGEST_GRADIENT, _WEIGHT_DECAY = 1.0, 0.01
 class Trained:
     """folder: a model folder that every loader here takes; numbers: parameters (of the factors
     where it was trained as such), training_tokens, training_flops, training_loss (nats a byte, of
-    the last tenth of the steps), training_seconds."""
+    the last tenth of the steps), training_seconds (of the steps that were taken here)."""
 
     folder: Path
     numbers: dict[str, float]
@@ -59,12 +61,18 @@ class Trained:
 
 class Training:
     """settings: ``text`` {file}, ``facts`` {file, count}, ``facts_share``, ``batch`` rows of
-    ``length`` bytes, ``lr`` of AdamW (warm-up, then cosine)."""
+    ``length`` bytes, ``lr`` of AdamW (warm-up, then cosine); ``keep_at``: matrices as they are
+    after this share of the steps are kept, and factors with that ``factor_at`` begin from them
+    instead of training the same matrices again."""
 
     def __init__(self, settings: dict[str, Any], places: Places):
         check_keys("training", settings, _KEYS)
         self.settings, self.places = settings, places
         self.batch, self.length = int(settings.get("batch", 16)), int(settings.get("length", 128))
+        self.keep_at = float(settings.get("keep_at", 0))
+        # The training's loss is that of the last tenth.
+        if not 0 <= self.keep_at <= 0.9:
+            raise MlxSvdError(f"training: keep_at {self.keep_at}: give a share up to 0.9")
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -135,12 +143,19 @@ class Training:
         model = size.new_model(seed)
         parameters = size.parameters
         switch = round(float(spec.get("factor_at", 0)) * steps) if "parameters" in spec else None
+        keep = round(self.keep_at * steps) if self.keep_at else None
         teacher = None
         if "teacher" in spec:
             teacher = load_model(self.model(spec["teacher"], seed).folder, dtype="float32")[0]
         batches = self.corpus.batches(seed, self.batch, self.length)
-        losses, flops, optimizer = [], 0.0, None
-        for step in range(steps):
+        losses, first, optimizer, kept = [], 0, None, {}
+        if keep and switch == keep:
+            matrices = {k: v for k, v in spec.items() if k not in ("parameters", "factor_at")}
+            stored = mx.load(str(self.model(matrices, seed).folder / _KEPT))
+            model.update(tree_unflatten(list(stored.items())))
+            first, batches = keep, islice(batches, keep, None)
+        flops = _FLOPS * parameters * self.batch * self.length * first
+        for step in range(first, steps):
             if step == switch:
                 parameters = factorize(model, size, wanted_parameters(spec["parameters"]))
                 optimizer = None
@@ -157,8 +172,10 @@ class Training:
             flops += _FLOPS * parameters * self.batch * self.length
             if not losses[-1] < float("inf"):
                 raise MlxSvdError(f"training: the loss of step {step} is {losses[-1]}; lower lr")
+            if step + 1 == keep and switch is None:
+                kept = dict(tree_flatten(model.parameters()))
         last = losses[-max(1, steps // 10) :]
-        _write(folder, size, model, {
+        _write(folder, size, model, kept, {
             "parameters": parameters,
             "training_tokens": steps * self.batch * self.length,
             "training_flops": flops,
@@ -186,7 +203,13 @@ def _loss(model: nn.Module, tokens: mx.array, teacher: nn.Module | None) -> mx.a
     return -(wanted * log_softmax(logits)).sum(axis=-1).mean()
 
 
-def _write(folder: Path, size: Size, model: nn.Module, numbers: dict[str, float]) -> None:
+def _write(
+    folder: Path,
+    size: Size,
+    model: nn.Module,
+    kept: dict[str, mx.array],
+    numbers: dict[str, float],
+) -> None:
     """A model folder; what names it complete is written last."""
     if folder.exists():
         shutil.rmtree(folder)
@@ -195,5 +218,7 @@ def _write(folder: Path, size: Size, model: nn.Module, numbers: dict[str, float]
         (folder / "config.json").write_text(json.dumps(size.config))
         weights = {name: mx.contiguous(w) for name, w in dense_weights(model).items()}
         mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+        if kept:
+            mx.savez(str(folder / _KEPT), **kept)
         write_tokenizer(folder)
         (folder / _RECORD).write_text(json.dumps(numbers))
