@@ -1,6 +1,7 @@
 """Tiny models trained on the spot: sizes, determinism, factors, what is written."""
 
 import json
+import shutil
 
 import mlx.core as mx
 import numpy as np
@@ -118,13 +119,21 @@ def test_factors_that_begin_from_kept_matrices_are_those_trained_from_the_start(
         Training(TRAINING | {"keep_at": 0.95}, places)
 
 
-def test_a_learning_rate_of_its_own_trains_as_that_of_the_settings_would(places):
+def test_a_learning_rate_of_its_own_trains_the_model_that_the_settings_would(places):
     training = Training(TRAINING | {"lr": 0.002}, places)
     own = training.model(SPEC | {"lr": 0.01}, 0)
+    shutil.rmtree(own.folder)
     elsewhere = Training(TRAINING | {"lr": 0.01}, places).model(SPEC, 0)
     usual = training.model(SPEC, 0)
     losses = [m.numbers["training_loss"] for m in (own, elsewhere, usual)]
     assert losses[0] == losses[1] != losses[2]
+    # So it is trained once for both.
+    assert own.folder == elsewhere.folder != usual.folder
+    taught = [
+        Training(TRAINING | {"lr": lr}, places).model(SPEC | {"lr": 0.01, "teacher": SPEC}, 0)
+        for lr in (0.002, 0.01)
+    ]
+    assert taught[0].folder != taught[1].folder, "their teachers had other rates"
 
 
 def test_what_is_written_is_read_by_bytes(places):

@@ -129,13 +129,20 @@ class Training:
         inputs = [file_digest(self.places.file(self.settings["text"]["file"]))]
         if "facts" in self.settings:
             inputs.append(file_digest(self.places.file(self.settings["facts"]["file"])))
-        content = json.dumps([__version__, self.settings, inputs, spec, seed], sort_keys=True)
+        settings = {key: value for key, value in self.settings.items() if key != "lr"}
+        key = [__version__, settings, inputs, self._with_rates(spec), seed]
+        content = json.dumps(key, sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         folder = self.places.shared / "models" / f"dim-{spec['dim']}-seed-{seed}-{digest}"
         with only_one(folder):
             if not (folder / _RECORD).is_file():
                 self._train(spec, seed, folder)
         return Trained(folder, json.loads((folder / _RECORD).read_bytes()))
+
+    def _with_rates(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """A specification with the learning rates that are used, wherever they are given."""
+        teacher = {"teacher": self._with_rates(spec["teacher"])} if "teacher" in spec else {}
+        return {**spec, "lr": self.rate(spec), **teacher}
 
     def _train(self, spec: dict[str, Any], seed: int, folder: Path) -> None:
         began = time.perf_counter()
