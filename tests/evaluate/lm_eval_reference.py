@@ -168,9 +168,10 @@ def agreement(ours: Sequence[dict], theirs: Sequence[dict]) -> Agreement:
             continue
         values = [float(response[0]) for response in other["filtered_resps"]]
         differences += list(np.abs(np.subtract(mine["log_likelihoods"], values)))
-        other_scores += any(abs(mine[m] - other[m]) > 1e-4 for m in mine["metrics"])
-    mean = float(np.mean(differences))
-    return Agreement(len(ours) - left_out, max(differences), mean, other_scores, left_out)
+        other_scores += not all(abs(mine[m] - other[m]) <= 1e-4 for m in mine["metrics"])
+    # Unlike max, these do not lose a NaN.
+    largest, mean = float(np.max(differences)), float(np.mean(differences))
+    return Agreement(len(ours) - left_out, largest, mean, other_scores, left_out)
 
 
 def trim(source: Path, target: Path, count: int, subjects: tuple[str, ...]) -> Path:

@@ -71,6 +71,8 @@ def compare(shared, lm, tmp_path, count, shots, seed=1234, limit=LIMIT, model="q
     worst = 0.0
     for task in tasks:
         ours = read_samples(output, task)
+        documents = [sample["doc_id"] for sample in ours]
+        assert documents == sorted(documents)
         result = reference.agreement(ours, expected["samples"][f"local_{task}"])
         assert result.rows > 0, task
         assert result.left_out <= len(ours) // 10, task
