@@ -22,6 +22,14 @@ def protect(
         Path, _option(_FACTS, "JSON list of facts that must be kept (see docs/protection.md).")
     ],
     mlx_path: Annotated[Path, _option("Model", "New folder for the checkpoint.")],
+    paraphrases: Annotated[
+        Path | None,
+        _option(
+            _FACTS,
+            "Other prompts for every fact of a relation (.yaml: relation -> list of texts with "
+            "{subject}).",
+        ),
+    ] = None,
     conflict: Annotated[
         Path | None, _option(_FACTS, "Facts whose conflicting object is trained, same format.")
     ] = None,
@@ -145,7 +153,12 @@ def protect(
     from mlx_svd.cli.tables import print_protected, progress_console
     from mlx_svd.conditions import command_line
     from mlx_svd.errors import MlxSvdError
-    from mlx_svd.evaluate.retention import read_conflict, read_probes
+    from mlx_svd.evaluate.retention import (
+        read_conflict,
+        read_probes,
+        read_templates,
+        with_paraphrases,
+    )
     from mlx_svd.finetune.protection import check_arm, make_baseline, warnings_for
     from mlx_svd.finetune.protection import protect as run
 
@@ -159,6 +172,8 @@ def protect(
         raise MlxSvdError(f"{mlx_path}: exists already; delete it or give another --mlx-path")
     settings = protect_settings(given)
     probes = read_probes(facts, settings.seed)
+    if paraphrases is not None:
+        probes = with_paraphrases(probes, read_templates(paraphrases))
     asked = read_conflict(conflict) if conflict is not None else conflict_count
     # Refused here, not after the base model was measured.
     check_arm(model, settings.arm, settings.stored_dtype)

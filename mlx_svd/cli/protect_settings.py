@@ -12,8 +12,9 @@ _ARM_OPTIONS = (
     "adapter_dropout", "adapter_projections", "kl", "replay", "replay_weight",
 )  # fmt: skip
 _INPUTS = (
-    "model", "mlx_path", "facts", "conflict", "conflict_count", "data", "text", "prompts_file",
-    "conversations", "arm", "preset", "freeze", "freeze_from", "hierarchical", "json_",
+    "model", "mlx_path", "facts", "paraphrases", "conflict", "conflict_count", "data", "text",
+    "prompts_file", "conversations", "arm", "preset", "freeze", "freeze_from", "hierarchical",
+    "json_",
 )  # fmt: skip
 
 

@@ -65,6 +65,26 @@ def test_it_learns_the_conflict_and_says_what_was_kept(run, command, tmp_path):
     assert len(groups) == 12 - result["facts"]["replay"]
 
 
+def test_facts_are_asked_in_the_words_of_a_file_of_templates(run, command, tmp_path):
+    templates = tmp_path / "templates.yaml"
+    templates.write_text('capital: ["The seat of the government of {subject} is"]')
+    code, printed, _ = run(*command, "--arm", "none", "--paraphrases", templates, "--json")
+    assert code == 0
+    result = json.loads(printed)
+    uptake = result["knowledge"]["paraphrase_uptake"]
+    assert (uptake["n"], uptake["rows"]) == (3, 3)
+    assert uptake["value"] > result["base"]["knowledge"]["paraphrase_uptake"]["value"]
+    assert result["base"]["knowledge"]["paraphrase_retained"]["value"] == 1
+
+
+def test_templates_for_a_relation_without_facts_are_refused(run, command, tmp_path):
+    templates = tmp_path / "templates.yaml"
+    templates.write_text('captial: ["The seat of the government of {subject} is"]')
+    code, _, error = run(*command, "--paraphrases", templates)
+    assert code == 2
+    assert "no fact has the relation 'captial'" in error
+
+
 def test_json_is_one_document_and_options_change_an_arm(run, command):
     options = ("--arm", "cf90", "--freeze", "0.5", "--form", "dense", "--json", "--accept", "lr")
     code, printed, _ = run(*command, *options)

@@ -20,7 +20,8 @@ class Trajectory:
 
     steps (P,); losses (P,): mean of the examples since the point before, None first; summaries: of
     each point (see ``knowledge_summary``); margins, conflicts (P, n) float64: of each fact in nats
-    (see ``Answers``). The first point is the start of training, after any compression.
+    (see ``Answers``); paraphrase_margins, paraphrase_conflicts (P, k): of each paraphrase, in the
+    order of the outcomes. The first point is the start of training, after any compression.
     """
 
     steps: list[int]
@@ -28,6 +29,8 @@ class Trajectory:
     summaries: list[dict[str, dict[str, Any]]]
     margins: np.ndarray
     conflicts: np.ndarray
+    paraphrase_margins: np.ndarray
+    paraphrase_conflicts: np.ndarray
 
     @property
     def uptakes(self) -> list[float]:
@@ -66,6 +69,8 @@ def trajectory_of(points: list[dict[str, Any]]) -> Trajectory:
         [p["summary"] for p in points],
         np.array([p["margins"] for p in points]),
         np.array([p["conflicts"] for p in points]),
+        np.array([p["paraphrase_margins"] for p in points]),
+        np.array([p["paraphrase_conflicts"] for p in points]),
     )
 
 

@@ -64,6 +64,8 @@ class ArmRun:
             "summary": finite(knowledge_summary(self.baseline.test, found)),
             "margins": found.facts.margins.tolist(),
             "conflicts": found.facts.conflicts.tolist(),
+            "paraphrase_margins": found.paraphrases.margins.tolist(),
+            "paraphrase_conflicts": found.paraphrases.conflicts.tolist(),
         }
 
     def finish(self, state: ProtectState, warnings: list[Warned]) -> tuple[dict, Outcomes]:

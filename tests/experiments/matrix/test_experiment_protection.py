@@ -46,6 +46,34 @@ def test_arms_of_a_seed_are_asked_the_same_facts_before_and_after_quantizing(kin
     assert found.left_out == 0
 
 
+def test_several_paraphrases_of_a_fact_are_one_item_of_which_the_known_ones_count(places):
+    templates = ["The capital city of {subject} is", "People in {subject} live in"]
+    facts = {**SETTINGS["facts"], "paraphrases": {"capital": templates}}
+    kind = Protection({**SETTINGS, "facts": facts, "quantize": {}}, places)
+    before, after = (kind.run({"arm": arm}, 0).metrics for arm in ("base", "none"))
+    kept = before["paraphrase_retained"]
+    assert kept.values == kept.weights, "what the base model knows in other words is known"
+    assert set(kept.items) <= set(before["retained"].items)
+    assert set(kept.weights) <= {1, 2}
+    taken = before["paraphrase_uptake"]
+    assert taken.items == before["uptake"].items
+    assert set(taken.weights) == {2}
+    for suffix in ("", "_at_0.25"):
+        retained, uptake = (after[f"paraphrase_{n}{suffix}"] for n in ("retained", "uptake"))
+        assert (retained.items, retained.weights) == (kept.items, kept.weights)
+        assert uptake.items == taken.items
+        assert uptake.mean > taken.mean, "the false object is likelier in other words too"
+    parts = [f"retained_{n}" for n in ("same_subject", "same_relation")]
+    near = [item for part in parts if part in after for item in after[part].items]
+    assert sorted(near) == sorted(after["retained"].items)
+
+
+def test_templates_without_a_subject_are_refused_before_anything_is_loaded(places):
+    facts = {**SETTINGS["facts"], "paraphrases": {"capital": ["The capital is"]}}
+    with pytest.raises(MlxSvdError, match="facts: paraphrases: relation 'capital'"):
+        Protection({**SETTINGS, "facts": facts}, places)
+
+
 def test_an_arm_may_be_changed():
     arm = arm_of({"base": "cf90", "share": 0.5, "projections": "q,k"})
     assert (arm.share, arm.projections, arm.compress) == (0.5, ("q", "k"), "frozen")

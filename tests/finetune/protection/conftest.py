@@ -7,10 +7,12 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from mlx_svd.evaluate.retention import with_paraphrases
 from mlx_svd.finetune.protection import ARMS, Arm, Baseline, ProtectSettings, make_baseline
 from tests.evaluate.retention.conftest import PROBES
 from tests.finetune.conftest import write_teacher, write_text
 
+ASKED = with_paraphrases(PROBES, {"fern": ["A fern, {subject}, is"]})
 SETTINGS = ProtectSettings(
     arm=ARMS["none"], steps=4, lr=3e-3, batch_size=2, measure_every=2, tokens=3, prompts=2,
     max_tokens=6, text_windows=8, text_length=16, stored_dtype="float32",
@@ -34,7 +36,7 @@ def make(tmp_path_factory) -> Callable[..., Baseline]:
             options = {"seed": 3, "dtype": mx.float32, layers: 4, **options}
             model = write_teacher(folder / "model", family, **options)
             text = write_text(folder / "text.txt")
-            made[key] = make_baseline(model, PROBES, 4, SETTINGS, text=text)
+            made[key] = make_baseline(model, ASKED, 4, SETTINGS, text=text)
         return made[key]
 
     return run

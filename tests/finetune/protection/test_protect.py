@@ -31,6 +31,12 @@ def test_what_is_measured_is_what_is_written(name, baseline, tmp_path):
     loaded = baseline.test.ask(model, write=True)
     np.testing.assert_allclose(loaded.facts.margins, result.outcomes.facts.margins, atol=2e-4)
     np.testing.assert_allclose(result.trajectory.margins[-1], loaded.facts.margins, atol=2e-4)
+    for asked, points in (
+        (loaded.paraphrases.margins, result.trajectory.paraphrase_margins),
+        (loaded.paraphrases.conflicts, result.trajectory.paraphrase_conflicts),
+    ):
+        assert points.shape == (3, len(asked)) != (3, 0)
+        np.testing.assert_allclose(points[-1], asked, atol=2e-4)
     assert loaded.texts == result.outcomes.texts
     assert result.trajectory.steps == [0, 2, 4]
     start = result.trajectory.margins[0]

@@ -1,10 +1,11 @@
 """Kind ``protection``: fine-tune on false facts with some protection, measure what is kept.
 
-settings: model, ``facts`` {file}, ``text`` {file}, ``conflict`` (how many known facts are trained
-to be false, drawn by the seed), ``train`` (fields of ``ProtectSettings``), ``uptakes`` (levels at
-which arms are compared), ``generation`` {prompts, tokens}, ``quantize`` {name: options of a
-quantize step}. A condition: ``arm``, a name or {base: name, field: value}, or "base" for the model
-before training; ``train``: what differs from the settings'.
+settings: model, ``facts`` {file, limit, paraphrases: {relation: templates}}, ``text`` {file},
+``conflict`` (how many known facts are trained to be false, drawn by the seed), ``train`` (fields of
+``ProtectSettings``), ``uptakes`` (levels at which arms are compared), ``generation`` {prompts,
+tokens}, ``quantize`` {name: options of a quantize step}. A condition: ``arm``, a name or {base:
+name, field: value}, or "base" for the model before training; ``train``: what differs from the
+settings'.
 """
 
 import tempfile
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
-import numpy as np
 
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.errors import MlxSvdError
@@ -22,8 +22,15 @@ from mlx_svd.evaluate.generation.prompts import read_prompts
 from mlx_svd.evaluate.generation.quality import GREEDY, GenerationSettings, generation_quality
 from mlx_svd.evaluate.likelihood.forward import written_out
 from mlx_svd.evaluate.perplexity import window_losses
-from mlx_svd.evaluate.retention import KnowledgeTest, Outcomes, read_probes, retained_at_uptake
+from mlx_svd.evaluate.retention import (
+    Outcomes,
+    Probe,
+    check_templates,
+    read_probes,
+    with_paraphrases,
+)
 from mlx_svd.experiments.matrix.kinds.base import Places, check_keys, digest_of_model
+from mlx_svd.experiments.matrix.kinds.knowledge import add_knowledge, add_trajectory
 from mlx_svd.experiments.matrix.material import digests
 from mlx_svd.experiments.matrix.measures import add_generation
 from mlx_svd.experiments.matrix.quantizers import Quantizer, quantize_model
@@ -31,7 +38,6 @@ from mlx_svd.experiments.matrix.record import EXP, Measured, metric_of
 from mlx_svd.finetune.protection import (
     Arm,
     Baseline,
-    ProtectResult,
     ProtectSettings,
     arm_named,
     make_baseline,
@@ -57,7 +63,9 @@ class Protection:
         for name in ("model", "facts", "text", "conflict"):
             if name not in settings:
                 raise MlxSvdError(f"settings: give {name}")
-        check_keys("facts", settings["facts"], {"file", "limit"})
+        check_keys("facts", settings["facts"], {"file", "limit", "paraphrases"})
+        if "paraphrases" in settings["facts"]:
+            check_templates(settings["facts"]["paraphrases"], "settings: facts: paraphrases")
         check_keys("text", settings["text"], {"file", "windows", "length"})
         check_keys("generation", settings.get("generation", {}), {"prompts", "tokens"})
         self.quantizers = {
@@ -135,7 +143,7 @@ class Protection:
         if key not in self._baselines:
             self._baselines[key] = make_baseline(
                 self._model(),
-                read_probes(self.places.file(self.settings["facts"]["file"]), 0),
+                self._probes(),
                 int(self.settings["conflict"]),
                 settings,
                 text=self.places.file(self.settings["text"]["file"]),
@@ -143,6 +151,12 @@ class Protection:
             while len(self._baselines) > _BASELINES:
                 self._baselines.popitem(last=False)
         return self._baselines[key]
+
+    def _probes(self) -> list[Probe]:
+        entry = self.settings["facts"]
+        return with_paraphrases(
+            read_probes(self.places.file(entry["file"]), 0), entry.get("paraphrases", {})
+        )
 
     def _shared(self, condition: dict[str, Any]) -> dict[str, Any]:
         """What of the training settings the baseline depends on."""
@@ -182,46 +196,3 @@ def arm_of(given: str | dict[str, Any]) -> Arm:
         if isinstance(changes.get(key), str):
             changes[key] = tuple(changes[key].split(","))
     return replace(arm_named(given.get("base", "none")), **changes)
-
-
-def add_knowledge(test: KnowledgeTest, outcomes: Outcomes, measured: Measured) -> None:
-    """retained: of the facts known before and not trained, is it still known; uptake: of those
-    trained, is the false object likelier than the true one; both also as written texts (the seeds'
-    measure, of the facts whose object the base model wrote)."""
-    ids = np.array([probe.id for probe in test.probes])
-    trained, asked = test.groups == "conflict", test.measured
-    facts = outcomes.facts
-    measured.metrics["retained"] = metric_of(ids[asked], facts.known[asked])
-    measured.metrics["margin_change"] = metric_of(
-        ids[asked], (facts.margins - test.base.facts.margins)[asked]
-    )
-    measured.metrics["uptake"] = metric_of(ids[trained], facts.conflicting[trained], better=None)
-    if outcomes.texts is not None:
-        wrote = asked & test.base.writes_object
-        if wrote.any():
-            measured.metrics["retained_written"] = metric_of(
-                ids[wrote], outcomes.writes_object[wrote]
-            )
-        measured.metrics["uptake_written"] = metric_of(
-            ids[trained], outcomes.writes_conflict[trained], better=None
-        )
-
-
-def add_trajectory(result: ProtectResult, levels: Any, measured: Measured) -> None:
-    """retained_at_LEVEL: of each measured fact, how far it is known where the run first reaches
-    that uptake; left out where it never does. Numbers and notes of the training."""
-    test, t = result.test, result.trajectory
-    ids = [p.id for p, asked in zip(test.probes, test.measured, strict=True) if asked]
-    for level in levels:
-        found = retained_at_uptake(t.uptakes, t.margins, test.measured, float(level))
-        if found is not None:
-            measured.metrics[f"retained_at_{level:g}"] = metric_of(ids, found)
-        measured.numbers[f"reached_{level:g}"] = float(found is not None)
-    training = result.record["training"]
-    for name in ("trained_share", "bytes_before", "bytes_after"):
-        measured.numbers[name] = float(training[name])
-    measured.numbers["steps"] = float(t.steps[-1])
-    measured.details["path"] = [
-        {"step": step, "uptake": uptake, "retained": retained}
-        for step, uptake, retained in zip(t.steps, t.uptakes, t.retained, strict=True)
-    ]
