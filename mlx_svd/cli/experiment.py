@@ -53,7 +53,7 @@ def run(
     """Run what is missing of an experiment, then print the table. A stopped run continues."""
     from mlx_svd.cli.tables import console, progress_console
     from mlx_svd.experiments.matrix.config import load_experiment
-    from mlx_svd.experiments.matrix.kinds.base import Places
+    from mlx_svd.experiments.matrix.places import Places
     from mlx_svd.experiments.matrix.run import experiment_status, run_experiment
     from mlx_svd.experiments.matrix.table import markdown, write_tables
     from mlx_svd.report.experiment_figure import plot_experiment

@@ -6,9 +6,9 @@ from mlx_svd.calibrate.calibrate import calibrate
 from mlx_svd.calibrate.statistics import Calibration, model_digest
 from mlx_svd.checkpoint.loader import load_model
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.experiments.matrix.kinds.base import Places
 from mlx_svd.experiments.matrix.locks import only_one
 from mlx_svd.experiments.matrix.material import drawn_windows
+from mlx_svd.experiments.matrix.places import Places
 from mlx_svd.source.source import Source
 
 

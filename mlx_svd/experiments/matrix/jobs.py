@@ -10,7 +10,8 @@ from typing import Any
 from mlx_svd import __version__
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.experiments.matrix.config import Condition, Experiment
-from mlx_svd.experiments.matrix.kinds.base import Kind, Places
+from mlx_svd.experiments.matrix.kinds.base import Kind
+from mlx_svd.experiments.matrix.places import Places
 from mlx_svd.experiments.methods import slug
 
 

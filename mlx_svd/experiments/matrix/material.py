@@ -9,7 +9,7 @@ from mlx_svd.calibrate.text import Windows, read_windows
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.facts import Fact
 from mlx_svd.evaluate.rows.fact_rows import facts_file
-from mlx_svd.experiments.matrix.kinds.base import Places, check_keys, file_digest
+from mlx_svd.experiments.matrix.places import Places, check_keys, file_digest
 
 _TEXT_KEYS = {"file", "windows", "length"}
 _FACTS_KEYS = {"file", "count", "reserve"}

@@ -22,8 +22,8 @@ from mlx_svd.evaluate.prepare import Bench, prepare
 from mlx_svd.evaluate.rows.material import find_file
 from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.tasks import CHOICE_TASKS, check_name, reasoning
-from mlx_svd.experiments.matrix.kinds.base import Places, check_keys, file_digest
 from mlx_svd.experiments.matrix.material import Facts, read_facts_of, read_text
+from mlx_svd.experiments.matrix.places import Places, check_keys, file_digest
 from mlx_svd.experiments.matrix.record import EXP, Measured, Metric, metric_of
 
 KEYS = {"texts", "facts", "tasks", "generation", "kl", "composite"}

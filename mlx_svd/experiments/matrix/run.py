@@ -18,7 +18,8 @@ from mlx_svd.errors import MlxSvdError
 from mlx_svd.experiments.matrix.config import Experiment
 from mlx_svd.experiments.matrix.jobs import Job, Status, make_jobs, record_of, status
 from mlx_svd.experiments.matrix.kinds import make_kind
-from mlx_svd.experiments.matrix.kinds.base import Kind, Places
+from mlx_svd.experiments.matrix.kinds.base import Kind
+from mlx_svd.experiments.matrix.places import Places
 from mlx_svd.experiments.matrix.record import to_json
 from mlx_svd.experiments.matrix.summary import summarize
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from mlx_svd.analyze.truncations import replaced
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.experiments.matrix.kinds.base import check_keys
+from mlx_svd.experiments.matrix.places import check_keys
 from mlx_svd.experiments.matrix.quantizers import Quantizer
 from mlx_svd.experiments.matrix.ranks import Rank, rank_of
 from mlx_svd.experiments.matrix.workbench import METHODS, RANDOM, Workbench, generator

@@ -17,8 +17,8 @@ from mlx_svd.experiments.matrix.importance import (
     mean_absolute_gradients,
     prompt_sentences,
 )
-from mlx_svd.experiments.matrix.kinds.base import Places
 from mlx_svd.experiments.matrix.material import Facts
+from mlx_svd.experiments.matrix.places import Places
 from mlx_svd.linalg.truncate import Decomposition, decompose, reordered
 from mlx_svd.source.families import Projection
 

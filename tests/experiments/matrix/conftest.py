@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from mlx_svd.demo import DEMO_MODEL
-from mlx_svd.experiments.matrix.kinds.base import Places
+from mlx_svd.experiments.matrix.places import Places
 from tests.experiments.matrix.capitals import SETTINGS, capitals
 
 

@@ -7,7 +7,7 @@ import pytest
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.experiments.matrix.config import Comparison, expanded, load_experiment
 from mlx_svd.experiments.matrix.kinds import KINDS, make_kind
-from mlx_svd.experiments.matrix.kinds.base import Places
+from mlx_svd.experiments.matrix.places import Places
 
 FILES = sorted((Path(__file__).parents[3] / "configs" / "experiments").glob("*.yaml"))
 

@@ -7,7 +7,7 @@ import pytest
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.experiments.matrix import run as run_module
 from mlx_svd.experiments.matrix.config import load_experiment
-from mlx_svd.experiments.matrix.kinds.base import Places
+from mlx_svd.experiments.matrix.places import Places
 from mlx_svd.experiments.matrix.run import experiment_status, run_experiment
 
 CONDITIONS = [

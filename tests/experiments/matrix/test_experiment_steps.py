@@ -10,9 +10,9 @@ from mlx_svd.analyze.subject import Subject
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.experiments.matrix.importance import mean_absolute_gradients, prompt_sentences
-from mlx_svd.experiments.matrix.kinds.base import Places
 from mlx_svd.experiments.matrix.ledger import byte_numbers, parameters_of
 from mlx_svd.experiments.matrix.material import read_facts_of
+from mlx_svd.experiments.matrix.places import Places
 from mlx_svd.experiments.matrix.ranks import factored_parameters, fitting_ratio
 from mlx_svd.experiments.matrix.steps import (
     applied,

@@ -12,7 +12,7 @@ from mlx_svd.checkpoint.loader import load
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.likelihood.encode import tokens_of
 from mlx_svd.experiments.matrix.kinds.compression import Compression
-from mlx_svd.experiments.matrix.training import Training, train
+from mlx_svd.experiments.matrix.training import Training, descent
 from mlx_svd.experiments.matrix.training.small_model import Factored, Size, factorize
 from mlx_svd.finetune.trainer import learning_rate as rate
 from tests.experiments.matrix.capitals import SETTINGS
@@ -108,7 +108,7 @@ def test_factors_that_begin_from_kept_matrices_are_those_trained_from_the_start(
     for name, weight in weights(plain.folder).items():
         np.testing.assert_array_equal(weights(kept.folder)[name], weight)
     steps = []
-    monkeypatch.setattr(train, "learning_rate", lambda n, *a: steps.append(n) or rate(n, *a))
+    monkeypatch.setattr(descent, "learning_rate", lambda n, *a: steps.append(n) or rate(n, *a))
     short = keeping.model(spec, 0)
     assert steps == [6, 7, 8, 9]
     for name, weight in weights(whole.folder).items():

@@ -5,10 +5,11 @@ from typing import Any
 
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.experiments.matrix.config import Experiment
-from mlx_svd.experiments.matrix.kinds.base import Kind, Places
+from mlx_svd.experiments.matrix.kinds.base import Kind
 from mlx_svd.experiments.matrix.kinds.checkpoints import Checkpoints
 from mlx_svd.experiments.matrix.kinds.compression import Compression
 from mlx_svd.experiments.matrix.kinds.protection import Protection
+from mlx_svd.experiments.matrix.places import Places
 
 KINDS: dict[str, Callable[[dict[str, Any], Places], Kind]] = {
     "compression": Compression,

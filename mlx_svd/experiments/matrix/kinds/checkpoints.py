@@ -17,9 +17,9 @@ from mlx_svd.evaluate.likelihood.forward import written_out
 from mlx_svd.evaluate.speed import measure_speed
 from mlx_svd.experiments.matrix import measures
 from mlx_svd.experiments.matrix.calibrations import drawn_calibration
-from mlx_svd.experiments.matrix.kinds.base import Places, check_keys, digest_of_model
 from mlx_svd.experiments.matrix.material import digests
 from mlx_svd.experiments.matrix.measures import Measures
+from mlx_svd.experiments.matrix.places import Places, check_keys, digest_of_model
 from mlx_svd.experiments.matrix.record import Measured
 from mlx_svd.plan.make import make_plan
 from mlx_svd.plan.recipe import Recipe

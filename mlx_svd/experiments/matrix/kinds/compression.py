@@ -15,10 +15,10 @@ from mlx_svd.checkpoint.loader import load
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.divergence import BaseDistribution, base_distribution
 from mlx_svd.experiments.matrix import measures
-from mlx_svd.experiments.matrix.kinds.base import Places, check_keys, digest_of_model
 from mlx_svd.experiments.matrix.ledger import byte_numbers, parameters_of
 from mlx_svd.experiments.matrix.material import digests
 from mlx_svd.experiments.matrix.measures import Measures
+from mlx_svd.experiments.matrix.places import Places, check_keys, digest_of_model
 from mlx_svd.experiments.matrix.record import Measured
 from mlx_svd.experiments.matrix.steps import (
     applied,

@@ -29,10 +29,10 @@ from mlx_svd.evaluate.retention import (
     read_probes,
     with_paraphrases,
 )
-from mlx_svd.experiments.matrix.kinds.base import Places, check_keys, digest_of_model
 from mlx_svd.experiments.matrix.kinds.knowledge import add_knowledge, add_trajectory
 from mlx_svd.experiments.matrix.material import digests
 from mlx_svd.experiments.matrix.measures import add_generation
+from mlx_svd.experiments.matrix.places import Places, check_keys, digest_of_model
 from mlx_svd.experiments.matrix.quantizers import Quantizer, quantize_model
 from mlx_svd.experiments.matrix.record import EXP, Measured, metric_of
 from mlx_svd.finetune.protection import (

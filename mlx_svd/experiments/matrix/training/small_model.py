@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models import llama
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.experiments.matrix.kinds.base import check_keys
+from mlx_svd.experiments.matrix.places import check_keys
 from mlx_svd.experiments.matrix.ranks import fitting_ratio
 from mlx_svd.experiments.matrix.training.corpus import END_TOKEN, VOCABULARY
 from mlx_svd.linalg.truncate import decompose

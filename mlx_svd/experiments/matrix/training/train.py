@@ -19,26 +19,23 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optimizers
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_svd import __version__
 from mlx_svd.checkpoint.disk import disk_errors
 from mlx_svd.checkpoint.loader import load_model
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.experiments.matrix.kinds.base import Places, check_keys, file_digest
 from mlx_svd.experiments.matrix.locks import only_one
 from mlx_svd.experiments.matrix.material import read_facts_of
+from mlx_svd.experiments.matrix.places import Places, check_keys, file_digest
 from mlx_svd.experiments.matrix.training.corpus import Corpus, make_corpus, write_tokenizer
+from mlx_svd.experiments.matrix.training.descent import Descent
 from mlx_svd.experiments.matrix.training.small_model import (
     Size,
     dense_weights,
     factorize,
     size_of,
 )
-from mlx_svd.finetune.loss import log_softmax
-from mlx_svd.finetune.trainer import learning_rate
-from mlx_svd.x86 import cross_entropy, numpy_exponentials
 
 _KEYS = {"text", "facts", "facts_share", "batch", "length", "lr", "keep_at"}
 _SIZE_KEYS = ("dim", "layers", "heads")
@@ -46,7 +43,6 @@ _SPEC_KEYS = {*_SIZE_KEYS, "steps", "flops_of", "parameters", "factor_at", "teac
 _RECORD, _KEPT = "training.json", "kept.npz"
 # Multiplications and additions of a weight for a token, forward and backward.
 _FLOPS = 6
-_LARGEST_GRADIENT, _WEIGHT_DECAY = 1.0, 0.01
 
 
 @dataclass(frozen=True)
@@ -147,48 +143,42 @@ class Training:
     def _train(self, spec: dict[str, Any], seed: int, folder: Path) -> None:
         began = time.perf_counter()
         size, steps = _size(spec), self.steps(spec)
-        model = size.new_model(seed)
-        parameters = size.parameters
-        switch = round(float(spec.get("factor_at", 0)) * steps) if "parameters" in spec else None
-        keep = round(self.keep_at * steps) if self.keep_at else None
-        teacher = None
+        # Step before which matrices become factors; after how many steps matrices are kept.
+        factored = "parameters" in spec
+        switch = round(float(spec.get("factor_at", 0)) * steps) if factored else steps
+        keep = round(self.keep_at * steps)
+        model, teacher = size.new_model(seed), None
         if "teacher" in spec:
             teacher = load_model(self.model(spec["teacher"], seed).folder, dtype="float32")[0]
-        batches = self.corpus.batches(seed, self.batch, self.length)
-        losses, first, optimizer, kept = [], 0, None, {}
-        if keep and switch == keep:
-            matrices = {k: v for k, v in spec.items() if k not in ("parameters", "factor_at")}
-            stored = mx.load(str(self.model(matrices, seed).folder / _KEPT))
-            model.update(tree_unflatten(list(stored.items())))
-            first, batches = keep, islice(batches, keep, None)
-        flops = _FLOPS * parameters * self.batch * self.length * first
-        for step in range(first, steps):
+        first, kept, parameters = 0, {}, size.parameters
+        if factored and 0 < keep == switch:
+            first = keep
+            model.update(self._kept(spec, seed))
+        descent = Descent(model, teacher, steps, self.rate(spec))
+        batches = islice(self.corpus.batches(seed, self.batch, self.length), first, steps)
+        for step, batch in enumerate(batches, first):
             if step == switch:
                 parameters = factorize(model, size, wanted_parameters(spec["parameters"]))
-                optimizer = None
-            if optimizer is None:
-                optimizer = optimizers.AdamW(learning_rate=0.0, weight_decay=_WEIGHT_DECAY)
-                gradient = nn.value_and_grad(model, _loss)
-            optimizer.learning_rate = learning_rate(step, steps, self.rate(spec))
-            with numpy_exponentials(*filter(None, (model, teacher))):
-                loss, gradients = gradient(model, mx.array(next(batches)), teacher)
-            gradients, _ = optimizers.clip_grad_norm(gradients, _LARGEST_GRADIENT)
-            optimizer.update(model, gradients)
-            mx.eval(model.parameters(), optimizer.state, loss)
-            losses.append(loss.item())
-            flops += _FLOPS * parameters * self.batch * self.length
-            if not losses[-1] < float("inf"):
-                raise MlxSvdError(f"training: the loss of step {step} is {losses[-1]}; lower lr")
-            if step + 1 == keep and switch is None:
+                descent.restart()
+            descent.take(step, mx.array(batch))
+            if step + 1 == keep and not factored:
                 kept = dict(tree_flatten(model.parameters()))
-        last = losses[-max(1, steps // 10) :]
+        last, tokens = descent.losses[-max(1, steps // 10) :], self.batch * self.length
+        # Parameters of every step, summed.
+        trained = switch * size.parameters + (steps - switch) * parameters
         _write(folder, size, model, kept, {
             "parameters": parameters,
-            "training_tokens": steps * self.batch * self.length,
-            "training_flops": flops,
+            "training_tokens": steps * tokens,
+            "training_flops": _FLOPS * tokens * trained,
             "training_loss": sum(last) / len(last),
             "training_seconds": time.perf_counter() - began,
         })  # fmt: skip
+
+    def _kept(self, spec: dict[str, Any], seed: int) -> dict[str, Any]:
+        """Parameters of the model without factors where its matrices were kept."""
+        matrices = {k: v for k, v in spec.items() if k not in ("parameters", "factor_at")}
+        stored = mx.load(str(self.model(matrices, seed).folder / _KEPT))
+        return tree_unflatten(list(stored.items()))
 
 
 def wanted_parameters(given: int | dict[str, Any]) -> int:
@@ -198,16 +188,6 @@ def wanted_parameters(given: int | dict[str, Any]) -> int:
 
 def _size(spec: dict[str, Any]) -> Size:
     return size_of({key: spec[key] for key in _SIZE_KEYS if key in spec})
-
-
-def _loss(model: nn.Module, tokens: mx.array, teacher: nn.Module | None) -> mx.array:
-    """Cross-entropy with the next byte, or with the teacher's distribution, nats a byte."""
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    logits = model(inputs)
-    if teacher is None:
-        return cross_entropy(logits, targets).mean()
-    wanted = mx.softmax(mx.stop_gradient(teacher(inputs)), axis=-1)
-    return -(wanted * log_softmax(logits)).sum(axis=-1).mean()
 
 
 def _write(
