@@ -1,6 +1,7 @@
 """Imports point one way, so that every module can be the first that is imported."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -50,6 +51,21 @@ def test_no_module_needs_one_that_needs_it():
     except CycleError as error:
         raise AssertionError(" <- ".join(error.args[1])) from None
     assert len(order) > 100
+
+
+def test_a_folder_imports_only_folders_above_it_in_the_readme():
+    readme = (ROOT.parent / "README.md").read_text(encoding="utf-8")
+    order = re.findall(r"^\| `mlx_svd/(\w+)` \|", readme, flags=re.MULTILINE)
+    assert set(order) == {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    for name, path in modules(ROOT).items():
+        folder = name.split(".")[1:2]
+        if not folder or folder[0] not in order:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("mlx_svd."):
+                other = node.module.split(".")[1]
+                below = other in order and order.index(other) > order.index(folder[0])
+                assert not below, f"{name} imports {node.module}"
 
 
 def test_a_circle_through_a_package_is_found(tmp_path):
