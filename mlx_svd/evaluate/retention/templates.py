@@ -24,7 +24,7 @@ def read_templates(path: str | Path) -> dict[str, tuple[str, ...]]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise MlxSvdError(
-            f"{path}: cannot be read as YAML; give relations with lists of prompts"
+            f"{path}: cannot be read as YAML; give relations with lists of prompts in quotes"
         ) from error
     return check_templates(content, str(path))
 
