@@ -26,7 +26,7 @@ from mlx_svd.evaluate.prepare import (
 from mlx_svd.evaluate.processes import Processes
 from mlx_svd.evaluate.results.document import results_of, with_earlier_tasks, write_results
 from mlx_svd.evaluate.results.model_digest import model_digest
-from mlx_svd.evaluate.results.sample_file import SampleFile
+from mlx_svd.evaluate.results.sample_file import SampleFile, check_folder
 from mlx_svd.evaluate.results.table import write_tables
 from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.tasks import composite, kl
@@ -50,14 +50,16 @@ def evaluate(
 
     Writes into ``output`` samples_TASK.jsonl as items are done, then results.json, results.md and
     results.csv. A run that was killed goes on after its last complete batch; files that were begun
-    under other conditions are refused. ``advance`` is told how many items of a task are done.
-    Processes of mlx.launch share the work; the first one writes. Raises MlxSvdError for bad input.
+    under other conditions are refused, and a folder with records of another model or dtype.
+    ``advance`` is told how many items of a task are done. Processes of mlx.launch share the work;
+    the first one writes. Raises MlxSvdError for bad input.
     """
     settings = settings or EvaluateSettings()
     check_tasks(tasks)
     began, processes = time.time(), Processes()
     folder = resolve_model(model, revision, CHECKPOINT_PATTERNS)
     digest = _digest(folder.path, processes)
+    processes.from_first(lambda: check_folder(output, digest, settings.dtype))
     names = expanded(tasks)
     run_base = partial(evaluate, advance=advance)
     base = find_base(settings, base_tasks(tasks), output, run_base, processes)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -202,6 +203,28 @@ def test_other_conditions_are_refused_and_named(capitals, tmp_path):
         run([capitals], tmp_path / "out", limit=4)
 
 
+def test_a_folder_with_another_model_or_dtype_is_refused_for_any_task(capitals, tmp_path):
+    run([capitals], tmp_path / "out")
+    other = write(tmp_path / "other.jsonl", choice_rows()[:3])
+    with pytest.raises(MlxSvdError, match=r"another dtype \('float32', now None\)"):
+        run([other], tmp_path / "out", dtype=None)
+    copy = tmp_path / "copy"
+    shutil.copytree(DEMO_MODEL, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"a": 1}))
+    settings = EvaluateSettings(dtype="float32")
+    with pytest.raises(MlxSvdError, match=r"conditions_capitals\.json: is of another model; give"):
+        evaluate(str(copy), [str(other)], tmp_path / "out", settings)
+    assert not (tmp_path / "out/samples_other.jsonl").exists()
+
+
+def test_a_limit_says_what_interval_it_implies_and_no_limit_says_nothing(capitals, tmp_path):
+    note = run([capitals], tmp_path / "limited", limit=5)["notes"]
+    assert len(note) == 1
+    assert note[0].startswith("capitals: 5 items: a score has an interval of about +-")
+    assert run([capitals], tmp_path / "all")["notes"] == []
+
+
 def test_a_damaged_line_in_the_middle_is_named(capitals, tmp_path):
     run([capitals], tmp_path / "out")
     path = tmp_path / "out/samples_capitals.jsonl"
@@ -233,6 +256,22 @@ def test_a_prompt_longer_than_the_context_is_cut_counted_and_said(tmp_path):
     assert "long: 1 of 10 prompts are longer than the context of 32" in results["notes"][0]
     records = read(tmp_path / "out/samples_long.jsonl")
     assert [n for n, record in enumerate(records) if "truncated" in record] == [2]
+
+
+def test_a_fact_whose_prompt_is_cut_is_counted_and_said(tmp_path):
+    facts = [
+        {
+            "relation": "capital", "subject": country, "object": capital, "conflict": "Bern",
+            "prompt": ("word " * 60 if n == 1 else "") + f"The capital of {country} is",
+            "distractors": ["Quito"],
+        }
+        for n, (country, capital) in enumerate(CAPITALS[:3])
+    ]  # fmt: skip
+    (tmp_path / "known.json").write_text(json.dumps(facts))
+    results = run([tmp_path / "known.json"], tmp_path / "out", max_length=32)
+    assert "known: 1 of 3 prompts are longer than the context of 32" in results["notes"][0]
+    records = read(tmp_path / "out/samples_known.jsonl")
+    assert [n for n, record in enumerate(records) if "truncated" in record] == [1]
 
 
 def test_examples_are_never_the_row_itself(capitals, tmp_path, monkeypatch):

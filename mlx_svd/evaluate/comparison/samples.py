@@ -67,7 +67,23 @@ def read_run(folder: str | Path) -> Run:
     files, notes = _newest(place)
     results = _results(place)
     tasks = {task: list(_rows(path, task)) for task, path in sorted(files.items())}
+    _check_complete(place, tasks, results)
     return Run(folder, tasks, results, notes)
+
+
+def _check_complete(place: Path, tasks: dict[str, list[Row]], results: dict[str, Any]) -> None:
+    """A run of mlx-svd that was killed leaves rows that its results.json does not count yet."""
+    if results.get("model_source") != "mlx-svd":
+        return
+    counts = results.get("n-samples", {})
+    for task, rows in tasks.items():
+        expected = counts.get(task, {}).get("effective")
+        if expected != len(rows):
+            raise MlxSvdError(
+                f"{place}: holds {len(rows)} rows of {task}, results.json counts "
+                f"{expected or 'none'}: that run did not finish; repeat the command, which "
+                "continues it"
+            )
 
 
 def _place(folder: Path) -> Path:

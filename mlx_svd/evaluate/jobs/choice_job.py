@@ -51,7 +51,7 @@ def choice_job(
         return {
             "target": row.label,
             "log_likelihoods": scores.log_likelihoods.tolist(),
-            **_truncation(item),
+            **truncation(item),
             "metrics": names,
             **metrics,
         }
@@ -82,7 +82,7 @@ def answer_job(name: str, material: Material, subject: Subject, settings: Evalua
             "target": row.answer,
             "loglikelihood": float(scores.log_likelihoods[0]),
             "num_tokens": len(item.pairs[0][1]),
-            **_truncation(item),
+            **truncation(item),
             "metrics": ["acc"],
             "acc": float(scores.greedy[0]),
         }
@@ -94,8 +94,20 @@ def answer_job(name: str, material: Material, subject: Subject, settings: Evalua
     return _job(name, items, material, subject, settings, record, summarize)
 
 
-def _truncation(item: EncodedItem) -> dict[str, int]:
+def truncation(item: EncodedItem) -> dict[str, int]:
+    """For the record: how many tokens a prompt lost, if any."""
     return {"truncated": item.truncated} if item.truncated else {}
+
+
+def truncation_notes(name: str, items: Sequence[EncodedItem], max_length: int) -> list[str]:
+    """How many prompts of a task were longer than the context, if any."""
+    cut = [item.truncated for item in items if item.truncated]
+    if not cut:
+        return []
+    return [
+        f"{name}: {len(cut)} of {len(items)} prompts are longer than the context of {max_length} "
+        f"tokens and lost their beginning (at most {max(cut)} tokens)"
+    ]
 
 
 def _job(name, items, material, subject, settings, record, summarize) -> Job:
@@ -108,15 +120,8 @@ def _job(name, items, material, subject, settings, record, summarize) -> Job:
         pairs = zip(batch.items, scores, strict=True)
         return [record(material.rows[i], encoded[i], s) for i, s in pairs]
 
-    cut = [item.truncated for item in encoded if item.truncated]
-    notes = []
-    if cut:
-        notes.append(
-            f"{name}: {len(cut)} of {len(encoded)} prompts are longer than the context of "
-            f"{subject.max_length} tokens and lost their beginning (at most {max(cut)} tokens)"
-        )
     return Job(
         name, 0.0, 0, [row.id for row in material.rows], material.doc_ids, material.total,
         material.digest, material.origin, [batch.items for batch in batches], run, summarize,
-        notes=notes,
+        notes=truncation_notes(name, encoded, subject.max_length),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.jobs.base import RESULTS_FILE
 from mlx_svd.evaluate.jobs.job import Job, Score, metric_key
 from mlx_svd.evaluate.settings import EvaluateSettings
+from mlx_svd.evaluate.statistics.power import limit_note
 
 _BY_TASK = (
     "results",
@@ -28,6 +29,8 @@ _BY_TASK = (
     "task_hashes",
     "task_seconds",
 )
+# Difference of two models, as a share, that a limit should let a paired comparison find.
+_MARGIN = 0.01
 
 
 def results_of(
@@ -72,7 +75,7 @@ def results_of(
         "intervals": {job.task: _intervals(scores) for job, scores, _ in scored},
         "data_hashes": {job.task: job.digest for job in jobs},
         "task_hashes": {job.task: job.digest for job in jobs},
-        "notes": [note for job in jobs for note in job.notes],
+        "notes": [note for job, scores, _ in scored for note in _notes(job, scores)],
         "model_source": "mlx-svd",
         "model_name": model,
         "model_name_sanitized": model.replace("/", "__"),
@@ -134,6 +137,13 @@ def _intervals(scores: dict[str, Score]) -> dict[str, Any]:
         }
         for name, score in scores.items()
     }
+
+
+def _notes(job: Job, scores: dict[str, Score]) -> list[str]:
+    """Those of the job, and what its limit implies for a score that is a share."""
+    limited = len(job.ids) < job.total and any(s.chance is not None for s in scores.values())
+    few = limit_note(len(job.ids), _MARGIN) if limited else ""
+    return [*job.notes, *([f"{job.task}: {few}"] if few else [])]
 
 
 def _config(job: Job) -> dict[str, Any]:

@@ -12,6 +12,28 @@ from mlx_svd.evaluate.jobs.job import Record
 _REMEDY = "give another --output-dir, or remove this one"
 
 
+def check_folder(folder: Path, model: str, dtype: str | None) -> None:
+    """Raise MlxSvdError if the folder holds records of another model (its digest) or dtype: its
+    results.json can name one only."""
+    for path in sorted(folder.glob("conditions_*.json")):
+        before = _read_conditions(path)
+        if before.get("model") != model:
+            raise MlxSvdError(f"{path}: is of another model; {_REMEDY}")
+        if before.get("dtype") != dtype:
+            changed = _values(before.get("dtype"), dtype)
+            raise MlxSvdError(f"{path}: was begun with another dtype{changed}; {_REMEDY}")
+
+
+def _read_conditions(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise MlxSvdError(f"{path}: cannot be read; {_REMEDY}") from error
+    if not isinstance(found, dict):
+        raise MlxSvdError(f"{path}: holds no conditions; {_REMEDY}")
+    return found
+
+
 class SampleFile:
     """``samples_TASK.jsonl`` and the conditions under which it was begun.
 
@@ -50,10 +72,7 @@ class SampleFile:
         return ordered
 
     def _check(self, conditions: dict[str, Any]) -> None:
-        try:
-            before = json.loads(self._conditions.read_bytes())
-        except (OSError, ValueError) as error:
-            raise MlxSvdError(f"{self._conditions}: cannot be read; {_REMEDY}") from error
+        before = _read_conditions(self._conditions)
         keys = before.keys() | conditions.keys()
         changed = sorted(k for k in keys if before.get(k) != conditions.get(k))
         if changed:

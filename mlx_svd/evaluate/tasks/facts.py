@@ -15,7 +15,7 @@ import numpy as np
 
 from mlx_svd.evaluate.facts import Fact, fact_item, fact_margins
 from mlx_svd.evaluate.jobs.base import Base
-from mlx_svd.evaluate.jobs.choice_job import Subject
+from mlx_svd.evaluate.jobs.choice_job import Subject, truncation, truncation_notes
 from mlx_svd.evaluate.jobs.generated import answers
 from mlx_svd.evaluate.jobs.job import Job, Record, Score, mean_score
 from mlx_svd.evaluate.jobs.matching import matches
@@ -62,6 +62,7 @@ def job(
                 "acc": float(margin > 0),
                 "acc_norm": float(normalized > 0),
                 "exact_match": float(matches(text, fact.object, settings.scoring)),
+                **truncation(items[i]),
             }
             if base:
                 # Only what the base model knows can be kept or lost.
@@ -81,6 +82,7 @@ def job(
     made = Job(
         name, 1.0, 0, [f"{f.relation}: {f.subject}" for f in chosen], doc_ids, len(facts), digest,
         origin, [batch.items for batch in batches], run, summarize,
+        notes=truncation_notes(name, items, subject.max_length),
     )  # fmt: skip
     made.config = {"scoring": settings.scoring}
     if base and not any(record["acc"] for record in known.values()):

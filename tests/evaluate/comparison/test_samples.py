@@ -57,6 +57,20 @@ def test_a_run_without_results_did_not_finish(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"piqa": {"effective": 3}}, "holds 2 rows of piqa, results.json counts 3"),
+        ({}, "holds 2 rows of piqa, results.json counts none"),
+    ],
+)
+def test_rows_that_the_results_do_not_count_are_of_a_run_that_was_killed(counts, words, tmp_path):
+    keys = {"model_source": "mlx-svd", "n-samples": counts}
+    folder = write_run(tmp_path / "a", {"piqa": answers([1, 0])}, **keys)
+    with pytest.raises(MlxSvdError, match=f"{words}.*did not finish"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize(
     ("line", "words"),
     [
         ('{"doc_id": 0, "ac', "line 2 is not JSON"),
