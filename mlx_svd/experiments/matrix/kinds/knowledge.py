@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from mlx_svd.evaluate.retention import KnowledgeTest, Outcomes, at_uptake, retained_at_uptake
+from mlx_svd.evaluate.retention.knowledge import CONFLICT
 from mlx_svd.experiments.matrix.record import Measured, Metric, metric_of
 from mlx_svd.finetune.protection import ProtectResult
 
@@ -19,7 +20,7 @@ def add_knowledge(test: KnowledgeTest, outcomes: Outcomes, measured: Measured) -
     the true one; both also as written texts (the seeds' measure, of the facts whose object the base
     model wrote) and in other words, where there are paraphrases."""
     ids = _ids(test)
-    trained, asked = test.groups == "conflict", test.measured
+    trained, asked = test.groups == CONFLICT, test.measured
     facts = outcomes.facts
     measured.metrics["retained"] = metric_of(ids[asked], facts.known[asked])
     for group in ("same_subject", "same_relation"):
@@ -81,7 +82,7 @@ def _paraphrased(
     """known, conflicting (k,): of every paraphrase, 0 to 1. Neither metric if none was asked."""
     asked = test.base.paraphrases
     kept = test.measured[asked.owners] & asked.known
-    trained = (test.groups == "conflict")[asked.owners]
+    trained = (test.groups == CONFLICT)[asked.owners]
     found = {}
     for name, values, chosen, better in (
         ("paraphrase_retained", known, kept, True),
