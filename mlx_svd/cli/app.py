@@ -1,8 +1,8 @@
 """The ``mlx-svd`` command: its subcommands, its errors and its exit codes.
 
 Exit codes: 0 done, 1 something unexpected failed, 2 bad input (one line on stderr), 3 a gate that
-was asked for failed, 130 Ctrl-C (a compression, healing or protected
-fine-tuning continues when repeated).
+was asked for failed, 130 Ctrl-C (a compression, healing, protected
+fine-tuning, evaluation or experiment continues when repeated).
 """
 
 import sys
@@ -90,8 +90,8 @@ def main() -> None:
     except SystemExit as done:
         if done.code == _INTERRUPTED:  # Typer's own handling of Ctrl-C prints nothing
             print(
-                "interrupted; a compression, healing or protected fine-tuning continues where it "
-                "stopped when the same command is repeated",
+                "interrupted; a compression, healing, protected fine-tuning, evaluation or "
+                "experiment continues where it stopped when the same command is repeated",
                 file=sys.stderr,
             )
         raise

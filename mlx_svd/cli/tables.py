@@ -191,15 +191,14 @@ def _table(columns: list[str], numbers: set[int]) -> Table:
 
 def print_scores(results: dict) -> None:
     """One row for each metric of an evaluation, then what must be known about them."""
-    from mlx_svd.evaluate.results.table import HEADER, score_rows
+    from mlx_svd.evaluate.results.table import HEADER, legend, score_rows
 
     table = _table(list(HEADER), numbers={1, 3, 5, 6, 7})
-    rows = score_rows(results)
-    for row in rows:
+    for row in score_rows(results):
         table.add_row(*row)
     out = console()
     out.print(table)
-    if any(row[-1] for row in rows):
-        out.print("chance: the interval holds what guessing gives; do not read it as a score")
+    for line in legend(results):
+        out.print(line, markup=False)
     for note in results["notes"]:
         out.print(f"note: {note}", markup=False)

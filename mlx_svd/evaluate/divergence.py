@@ -1,6 +1,7 @@
 """How far a model's next-token distributions are from those of the dense model."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -10,7 +11,7 @@ import numpy as np
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.likelihood.forward import next_token_logits
 from mlx_svd.evaluate.perplexity import WindowLosses
-from mlx_svd.evaluate.statistics.intervals import mean_interval
+from mlx_svd.evaluate.statistics.intervals import window_estimate
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,23 @@ def kl_divergence(
     """
     kl, agree, sums = window_divergences(model, base, windows)
     counts = np.full(len(windows), np.asarray(windows).shape[1] - 1)
-    share, low, high = mean_interval(agree, counts)
-    agreement = (share, max(0.0, low), min(1.0, high))
-    mean, low, high = mean_interval(kl, counts)
-    losses = WindowLosses(sums, counts)
-    return Divergence(mean, max(0.0, low), high, *agreement, int(counts.sum()), losses)
+    mean = window_estimate(kl, counts, (0, math.inf))
+    share = window_estimate(agree, counts, (0, 1))
+    return Divergence(
+        mean.value, mean.low, mean.high, share.value, share.low, share.high, mean.rows,
+        WindowLosses(sums, counts),
+    )  # fmt: skip
 
 
 def window_divergences(
-    model: nn.Module, base: nn.Module | BaseDistribution, windows: np.ndarray
+    model: nn.Module,
+    base: nn.Module | BaseDistribution,
+    windows: np.ndarray,
+    names: Sequence[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(sum of KL(base || model) over the tokens of each window in nats, tokens at which both rank
     the same one first, negative log-likelihood of the window), (N,) float64 each; as
-    :func:`kl_divergence`."""
+    :func:`kl_divergence`. names: of the windows in errors."""
     windows = np.asarray(windows)
     kl, agree, sums = (np.zeros(len(windows)) for _ in range(3))
     expected = _expected(base, windows)
@@ -102,9 +107,12 @@ def window_divergences(
             losses = -mx.take_along_axis(log_q, target[:, None], axis=-1)
             sums[row] = np.array(losses, dtype=np.float64).sum()
     if not np.isfinite(kl).all():
+        worst = int(np.argmin(np.isfinite(kl)))
+        name = f"window {worst}" if names is None else names[worst]
+        which = "a model" if np.isfinite(sums[worst]) else "the model"
         raise MlxSvdError(
-            f"window {int(np.argmin(np.isfinite(kl)))}: the KL divergence is not finite; a model "
-            "overflows or holds NaN, load it in float32 or make the checkpoint again"
+            f"{name}: the KL divergence is not finite; {which} overflows or holds NaN, load it in "
+            "float32 or make the checkpoint again"
         )
     return kl, agree, sums
 

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from mlx_svd import __version__
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.jobs.base import find_base
+from mlx_svd.evaluate.jobs.base import Base, find_base, holds_results
 from mlx_svd.evaluate.jobs.choice_job import Subject
 from mlx_svd.evaluate.jobs.job import Job, Record, Score
 from mlx_svd.evaluate.likelihood.encode import context_length
@@ -21,12 +22,18 @@ from mlx_svd.evaluate.prepare import (
     base_tasks,
     check_tasks,
     expanded,
-    prepare,
+    read_rows,
 )
 from mlx_svd.evaluate.processes import Processes
-from mlx_svd.evaluate.results.document import results_of, with_earlier_tasks, write_results
+from mlx_svd.evaluate.results.document import (
+    earlier_results,
+    results_of,
+    with_earlier_tasks,
+    write_results,
+)
+from mlx_svd.evaluate.results.folder import check_folder, own_folder
 from mlx_svd.evaluate.results.model_digest import model_digest
-from mlx_svd.evaluate.results.sample_file import SampleFile, check_folder
+from mlx_svd.evaluate.results.sample_file import SampleFile
 from mlx_svd.evaluate.results.table import write_tables
 from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.tasks import composite, kl
@@ -50,52 +57,73 @@ def evaluate(
 
     Writes into ``output`` samples_TASK.jsonl as items are done, then results.json, results.md and
     results.csv. A run that was killed goes on after its last complete batch; files that were begun
-    under other conditions are refused, and a folder with records of another model or dtype.
-    ``advance`` is told how many items of a task are done. Processes of mlx.launch share the work;
-    the first one writes. Raises MlxSvdError for bad input.
+    under other conditions are refused, and a folder with records of another model or dtype, or in
+    which another run writes. All rows are read before a model is loaded. ``advance`` is told how
+    many items of a task are done. Processes of mlx.launch share the work; the first one writes.
+    Raises MlxSvdError for bad input.
     """
     settings = settings or EvaluateSettings()
     check_tasks(tasks)
     began, processes = time.time(), Processes()
     folder = resolve_model(model, revision, CHECKPOINT_PATTERNS)
     digest = _digest(folder.path, processes)
-    processes.from_first(lambda: check_folder(output, digest, settings.dtype))
-    names = expanded(tasks)
-    run_base = partial(evaluate, advance=advance)
-    base = find_base(settings, base_tasks(tasks), output, run_base, processes)
-    if kl.NAME in names and (base is None or base.model is None):
-        given = f" in place of the results in {settings.base}" if settings.base else ""
+    _check_kl(tasks, settings, processes)
+    rows = [read_rows(name, settings) for name in expanded(tasks)]
+    with ExitStack() as held:
+        processes.from_first(lambda: held.enter_context(own_folder(output)))
+        processes.from_first(lambda: _check_folder(output, digest, settings.dtype))
+        run_base = partial(evaluate, advance=advance)
+        base = find_base(settings, base_tasks(tasks), output, run_base, processes)
+        bench = _bench(folder.path, settings, base, processes)
+        scored = []
+        for prepare in rows:
+            start = time.perf_counter()
+            job = prepare(bench)
+            conditions = _conditions(job, digest, settings, base.digest if base else None)
+            records = _records(job, output, processes, conditions, advance)
+            scored.append((job, job.summarize(records), time.perf_counter() - start))
+        if composite.NAME in tasks:
+            scored.append(_composite(scored))
+        results_now = results_of(
+            scored,
+            model=folder.name,
+            digest=digest,
+            settings=settings,
+            max_length=bench.subject.max_length,
+            began=began,
+            processes=processes.size,
+        )
+        results = processes.from_first(lambda: with_earlier_tasks(output, results_now))
+        if processes.first:
+            write_results(output, results)
+            write_tables(output, results)
+    return results
+
+
+def _check_folder(output: Path, digest: str, dtype: str | None) -> None:
+    check_folder(output, digest, dtype)
+    earlier_results(output, digest, dtype)
+
+
+def _check_kl(tasks: Sequence[str], settings: EvaluateSettings, processes: Processes) -> None:
+    base = settings.base
+    if kl.NAME in tasks and (not base or processes.from_first(lambda: holds_results(Path(base)))):
+        given = f" in place of the results in {base}" if base else ""
         raise MlxSvdError(
             f"kl: compares with another model's predictions; give --base MODEL{given}"
         )
-    bench = Bench(_subject(folder.path, settings), settings, base)
+
+
+def _bench(
+    folder: Path, settings: EvaluateSettings, base: Base | None, processes: Processes
+) -> Bench:
+    """Load the model; the base model is loaded when a task calls for it."""
+    bench = Bench(_subject(folder, settings), settings, base)
     if base and base.model:
         base_folder = resolve_model(base.model, None, CHECKPOINT_PATTERNS).path
         base.digest = _digest(base_folder, processes)
         bench.base_subject = lambda: _subject(base_folder, settings)
-    scored = []
-    for name in names:
-        start = time.perf_counter()
-        job = prepare(name, bench)
-        conditions = _conditions(job, digest, settings, base.digest if base else None)
-        records = _records(job, output, processes, conditions, advance)
-        scored.append((job, job.summarize(records), time.perf_counter() - start))
-    if composite.NAME in tasks:
-        scored.append(_composite(scored))
-    results_now = results_of(
-        scored,
-        model=folder.name,
-        digest=digest,
-        settings=settings,
-        max_length=bench.subject.max_length,
-        began=began,
-        processes=processes.size,
-    )
-    results = processes.from_first(lambda: with_earlier_tasks(output, results_now))
-    if processes.first:
-        write_results(output, results)
-        write_tables(output, results)
-    return results
+    return bench
 
 
 def _digest(folder: Path, processes: Processes) -> str:
@@ -111,7 +139,7 @@ def _composite(scored: list[Scored]) -> Scored:
     job = Job(
         composite.NAME, 1.0, 0, [i for job in parts for i in job.ids], [],
         sum(job.total for job in parts), digest, "its parts", [], lambda number: [],
-        lambda records: {},
+        lambda records: {}, {},
     )  # fmt: skip
     return job, {composite.NAME: score}, 0.0
 
@@ -154,7 +182,7 @@ def _records(
     files: list[SampleFile] = []
 
     def begin() -> list[int]:
-        files.append(SampleFile(output, job.task, conditions))
+        files.append(SampleFile(output, job, conditions))
         return sorted(files[0].records)
 
     known = set(processes.from_first(begin))

@@ -1,6 +1,5 @@
 """Perplexity of a text in windows of equal length, and its ratio between two models."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -11,7 +10,7 @@ import numpy as np
 
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.likelihood.forward import next_token_logits
-from mlx_svd.evaluate.statistics.intervals import mean_interval
+from mlx_svd.evaluate.statistics.intervals import window_estimate
 from mlx_svd.x86 import cross_entropy
 
 
@@ -73,8 +72,8 @@ def window_losses(model: nn.Module, windows: np.ndarray) -> WindowLosses:
 
 def perplexity_of(losses: WindowLosses) -> Perplexity:
     """Perplexity with its interval from the losses of some windows."""
-    mean, low, high = mean_interval(losses.sums, losses.counts)
-    return Perplexity(_exp(mean), _exp(low), _exp(high), int(losses.counts.sum()))
+    found = window_estimate(losses.sums, losses.counts).exponential()
+    return Perplexity(found.value, found.low, found.high, found.rows)
 
 
 def ratio(losses: WindowLosses, base: WindowLosses) -> PerplexityRatio:
@@ -89,8 +88,8 @@ def ratio(losses: WindowLosses, base: WindowLosses) -> PerplexityRatio:
             "perplexity ratio: the two models were scored on different windows; score both on "
             "the same ones"
         )
-    mean, low, high = mean_interval(losses.sums - base.sums, base.counts)
-    return PerplexityRatio(_exp(mean), _exp(low), _exp(high), len(base.sums))
+    found = window_estimate(losses.sums - base.sums, base.counts).exponential()
+    return PerplexityRatio(found.value, found.low, found.high, found.n)
 
 
 def perplexity(model: nn.Module, tokens: Sequence[int], window: int = 512) -> Perplexity:
@@ -110,7 +109,3 @@ def perplexity(model: nn.Module, tokens: Sequence[int], window: int = 512) -> Pe
             "longer text or a shorter window"
         )
     return perplexity_of(reduce(add, (window_losses(model, part) for part in parts)))
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 709 else math.inf

@@ -1,4 +1,4 @@
-"""A task's name, or a file of one's own -> a job."""
+"""A task's name, or a file of one's own -> its rows -> a job."""
 
 import json
 import re
@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.facts import Fact
+from mlx_svd.evaluate.generation.prompts import read_prompts
 from mlx_svd.evaluate.jobs.base import Base
 from mlx_svd.evaluate.jobs.choice_job import Subject, answer_job, choice_job
 from mlx_svd.evaluate.jobs.job import Job
 from mlx_svd.evaluate.rows.choice_task import ChoiceTask
 from mlx_svd.evaluate.rows.fact_rows import HUB as FACTS_HUB
 from mlx_svd.evaluate.rows.fact_rows import facts_file, hub_facts
-from mlx_svd.evaluate.rows.material import choice_material, file_material, find_file
+from mlx_svd.evaluate.rows.material import Material, choice_material, file_material, find_file
 from mlx_svd.evaluate.rows.read import answer_row, choice_row, read_jsonl
 from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.tasks import (
@@ -58,6 +60,9 @@ class Bench:
     base_subject: Callable[[], Subject] | None = None
 
 
+Prepare = Callable[[Bench], Job]
+
+
 def base_tasks(tasks: Sequence[str]) -> list[str]:
     """Those of the tasks that a base model is evaluated on too, for ``compare``: all but kl, which
     runs the base model itself."""
@@ -73,56 +78,64 @@ def expanded(tasks: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def prepare(task: str, bench: Bench) -> Job:
-    """The job of one task. Raises MlxSvdError naming task, file and line for bad rows."""
-    settings = bench.settings
+def read_rows(task: str, settings: EvaluateSettings) -> Prepare:
+    """Read and check the rows of a task, before any model is loaded; they become a job when what is
+    returned is called. Raises MlxSvdError naming task, file and line for bad rows."""
     if _is_file(task):
-        return _own(Path(task), bench)
+        return _own(Path(task), settings)
     if task in CHOICE_TASKS:
-        chosen = CHOICE_TASKS[task]
-        material = choice_material(chosen, settings)
-        return choice_job(chosen, material, bench.subject, settings, bench.base)
+        return _choices(CHOICE_TASKS[task], choice_material(CHOICE_TASKS[task], settings))
     if task == facts.NAME:
-        return _facts(bench)
+        return _facts(*_known_facts(settings))
     if task == reasoning.NAME:
-        return reasoning.job(bench.subject, settings)
+        return lambda bench: reasoning.job(bench.subject, bench.settings)
     if task == generation.NAME:
-        return generation.job(bench.subject, settings)
+        prompts = read_prompts(settings.prompts)
+        return lambda bench: generation.job(prompts, bench.subject, bench.settings)
     if task == conversation.NAME:
-        return conversation.job(*conversation.read(settings), bench.subject, settings)
+        rows = conversation.read(settings)
+        return lambda bench: conversation.job(*rows, bench.subject, bench.settings)
     text, origin = perplexity.read_text(settings)
     if task == perplexity.NAME:
-        return perplexity.job(text, origin, bench.subject, settings)
-    return kl.job(text, origin, bench.subject, bench.base_subject, settings)
+        return _text(text, origin)
+    return lambda bench: kl.job(text, origin, bench.subject, bench.base_subject, bench.settings)
 
 
-def _facts(bench: Bench) -> Job:
-    settings = bench.settings
+def _choices(task: ChoiceTask, material: Material) -> Prepare:
+    return lambda bench: choice_job(task, material, bench.subject, bench.settings, bench.base)
+
+
+def _facts(found: list[Fact], origin: str, name: str = facts.NAME) -> Prepare:
+    return lambda bench: facts.job(found, origin, bench.subject, bench.settings, bench.base, name)
+
+
+def _text(text: str, origin: str, name: str = perplexity.NAME) -> Prepare:
+    return lambda bench: perplexity.job(text, origin, bench.subject, bench.settings, name)
+
+
+def _known_facts(settings: EvaluateSettings) -> tuple[list[Fact], str]:
     if settings.data_dir is None:
-        found, origin = hub_facts(), FACTS_HUB.repo
-    else:
-        path = find_file(settings.data_dir, "facts.json")
-        found, origin = facts_file(path, settings.seed), path.name
-    return facts.job(found, origin, bench.subject, settings, bench.base)
+        return hub_facts(), FACTS_HUB.repo
+    path = find_file(settings.data_dir, "facts.json")
+    return facts_file(path, settings.seed), path.name
 
 
-def _own(path: Path, bench: Bench) -> Job:
+def _own(path: Path, settings: EvaluateSettings) -> Prepare:
     """A task made of the user's rows: {question, choices, label} or {prompt, answer} in JSON lines,
     a JSON list of facts, or a text."""
-    name, subject, settings = _file_name(path), bench.subject, bench.settings
+    name = _file_name(path)
     if path.suffix == ".txt":
-        return perplexity.job(perplexity.plain_text(path), path.name, subject, settings, name)
+        return _text(perplexity.plain_text(path), path.name, name)
     if path.suffix == ".json":
-        found = facts_file(path, settings.seed)
-        return facts.job(found, path.name, subject, settings, bench.base, name)
+        return _facts(facts_file(path, settings.seed), path.name, name)
     where, first = next(read_jsonl(path))
     if "choices" in first:
         # The question is the prompt, word by word: whoever wants "Question:" writes it there.
         task = ChoiceTask(name, prompt=lambda row: row.question)
-        material = file_material(path, choice_row, settings)
-        return choice_job(task, material, subject, settings, bench.base)
+        return _choices(task, file_material(path, choice_row, settings))
     if "answer" in first:
-        return answer_job(name, file_material(path, answer_row, settings), subject, settings)
+        rows = file_material(path, answer_row, settings)
+        return lambda bench: answer_job(name, rows, bench.subject, bench.settings)
     keys = json.dumps(sorted(first))
     raise MlxSvdError(
         f"{where} has the fields {keys}; give question, choices and label, or prompt and answer"

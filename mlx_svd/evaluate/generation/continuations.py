@@ -161,6 +161,6 @@ def _check(
         if context is not None and len(prompt) + max_tokens > context:
             raise MlxSvdError(
                 f"{name}: {len(prompt)} tokens and {max_tokens} to generate do not fit "
-                f"into the model's context of {context}; shorten the prompt or give a smaller "
-                "--max-tokens"
+                f"into the model's context of {context}; shorten the prompt or generate fewer "
+                "tokens"
             )

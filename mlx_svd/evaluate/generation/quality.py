@@ -15,6 +15,7 @@ from mlx_svd.evaluate.generation.continuations import Continuation, Sampling, co
 from mlx_svd.evaluate.generation.prompts import Prompt
 from mlx_svd.evaluate.generation.repetition import loops, repetition
 from mlx_svd.evaluate.generation.summary import QUALITY_METRICS, generation_summary
+from mlx_svd.evaluate.likelihood.encode import tokens_of
 from mlx_svd.evaluate.statistics.intervals import Estimate
 
 TASK = "generation"
@@ -27,8 +28,10 @@ Record = dict[str, Any]
 class GenerationSettings:
     """modes: greedy, sampled or both; max_tokens: of a text; temp, top_p: of sampling; seeds: one
     sampled text a prompt for each; batch_size: texts at once; chat: put prompts into the
-    tokenizer's chat template, if it has one. Raises MlxSvdError for other modes and for seeds given
-    twice."""
+    tokenizer's chat template, if it has one; max_length: tokens of prompt and text together, longer
+    prompts lose their beginning (None: none does, ``continuations`` refuses them). Raises
+    MlxSvdError for other modes, for seeds given twice and for a length without room for a prompt.
+    """
 
     modes: Sequence[str] = (GREEDY, SAMPLED)
     max_tokens: int = 128
@@ -37,6 +40,7 @@ class GenerationSettings:
     seeds: Sequence[int] = (0,)
     batch_size: int = 32
     chat: bool = True
+    max_length: int | None = None
 
     def __post_init__(self):
         if not self.modes or not set(self.modes) <= {GREEDY, SAMPLED}:
@@ -47,6 +51,12 @@ class GenerationSettings:
             raise MlxSvdError(
                 f"generation: seeds {list(self.seeds)}; give at least one, none twice: the same "
                 "seed gives the same text"
+            )
+        if self.max_length is not None and self.max_length <= self.max_tokens:
+            raise MlxSvdError(
+                f"generation: a context of {self.max_length} tokens has no room for a prompt and "
+                f"{self.max_tokens} generated tokens; give a larger --max-length, or leave out "
+                "this task"
             )
 
 
@@ -103,7 +113,7 @@ def generation_records(
     found = continuations(
         model,
         tokenizer,
-        [_encode(tokenizer, text.prompt, settings.chat) for text in texts],
+        [_fitted(_encode(tokenizer, text.prompt, settings), settings) for text in texts],
         max_tokens=settings.max_tokens,
         sampling=None if seed is None else Sampling(settings.temp, settings.top_p, seed),
         numbers=[text.number for text in texts],
@@ -147,11 +157,25 @@ def generation_quality(
     return GenerationQuality(records, generation_summary(records))
 
 
-def _encode(tokenizer: Any, prompt: Prompt, chat: bool) -> list[int]:
-    if chat and tokenizer.has_chat_template:
+def prompt_cuts(
+    tokenizer: Any, prompts: Sequence[Prompt], settings: GenerationSettings
+) -> list[int]:
+    """How many tokens each prompt loses at its beginning."""
+    encoded = [_encode(tokenizer, prompt, settings) for prompt in prompts]
+    return [len(tokens) - len(_fitted(tokens, settings)) for tokens in encoded]
+
+
+def _fitted(tokens: list[int], settings: GenerationSettings) -> list[int]:
+    if settings.max_length is None:
+        return tokens
+    return tokens[-(settings.max_length - settings.max_tokens) :]
+
+
+def _encode(tokenizer: Any, prompt: Prompt, settings: GenerationSettings) -> list[int]:
+    if settings.chat and tokenizer.has_chat_template:
         messages = [{"role": "user", "content": prompt.text}]
         return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
-    return list(tokenizer.encode(prompt.text))
+    return tokens_of(tokenizer, prompt.text)
 
 
 def _conditions(text: Text, settings: GenerationSettings) -> Record:

@@ -14,6 +14,7 @@ from mlx_svd.evaluate.settings import EvaluateSettings
 
 # Of an evaluation, in its folder.
 RESULTS_FILE = "results.json"
+_OF_TASKS = ("data_hashes", "task_settings")
 
 
 @dataclass
@@ -27,15 +28,20 @@ class Base:
     digest: str
     processes: Processes
 
-    def records(self, task: str, digest: str, doc_ids: Sequence[int]) -> dict[int, Record]:
+    def records(
+        self, task: str, digest: str, doc_ids: Sequence[int], settings: EvaluateSettings
+    ) -> dict[int, Record]:
         """doc_id -> record of these documents. Raises MlxSvdError if the base was asked other
-        ones."""
-        found = self.processes.from_first(lambda: self._read(task, digest, doc_ids))
+        ones, or in another way. settings: with num_fewshot as it is for this task."""
+        found = self.processes.from_first(lambda: self._read(task, digest, doc_ids, settings))
         return {record["doc_id"]: record for record in found}
 
-    def _read(self, task: str, digest: str, doc_ids: Sequence[int]) -> list[Record]:
+    def _read(
+        self, task: str, digest: str, doc_ids: Sequence[int], settings: EvaluateSettings
+    ) -> list[Record]:
         path = self.folder / f"samples_{task}.jsonl"
-        hashes = read_results(self.folder)["data_hashes"]
+        results = read_results(self.folder)
+        hashes = results["data_hashes"]
         if task not in hashes or not path.is_file():
             raise MlxSvdError(
                 f"{self.folder}: holds no results of {task}; evaluate the base model on it, or "
@@ -43,6 +49,14 @@ class Base:
             )
         if hashes[task] != digest:
             raise MlxSvdError(f"{path}: is about other rows; evaluate the base model on the same")
+        before, now = results["task_settings"][task], settings.conditions()
+        for key in ("num_fewshot", "max_length", *(["seed"] if settings.num_fewshot else [])):
+            if before.get(key) != now[key]:
+                option = "--" + key.replace("_", "-")
+                raise MlxSvdError(
+                    f"{self.folder}: {task} was evaluated with {option} {before.get(key)}, now "
+                    f"{now[key]}; evaluate the base model in the same way"
+                )
         records = {record["doc_id"]: record for _, record in read_jsonl(path)}
         missing = sorted(set(doc_ids) - records.keys())
         if missing:
@@ -65,9 +79,14 @@ def find_base(
     if settings.base is None:
         return None
     given = Path(settings.base)
-    if processes.from_first(lambda: (given / RESULTS_FILE).is_file()):
+    if processes.from_first(lambda: holds_results(given)):
         digest = processes.from_first(lambda: read_results(given)["config"]["model_sha"])
         return Base(given, None, digest, processes)
+    if given.is_dir() and not (given / "config.json").is_file():
+        raise MlxSvdError(
+            f"--base {given}: holds neither {RESULTS_FILE} of an evaluation nor a model's "
+            "config.json; give one of both"
+        )
     folder, digest = output / "base" / given.name, ""
     if tasks:
         results = run(settings.base, tasks, folder, replace(settings, base=None))
@@ -75,14 +94,20 @@ def find_base(
     return Base(folder, settings.base, digest, processes)
 
 
+def holds_results(folder: Path) -> bool:
+    """Whether the folder holds results of an evaluation."""
+    return (folder / RESULTS_FILE).is_file()
+
+
 def read_results(folder: Path) -> dict[str, Any]:
     """results.json of an evaluation; MlxSvdError if it is none."""
     path = folder / RESULTS_FILE
     try:
         results = json.loads(path.read_bytes())
-        if results["data_hashes"].keys() != results["results"].keys():
-            raise ValueError("tasks without data hashes")
-        return {"data_hashes": results["data_hashes"], "config": {**results["config"]}}
+        for key in _OF_TASKS:
+            if results[key].keys() != results["results"].keys():
+                raise ValueError(f"tasks without {key}")
+        return {key: results[key] for key in _OF_TASKS} | {"config": {**results["config"]}}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise MlxSvdError(
             f"{path}: is no result of mlx-svd evaluate; evaluate the base model again"

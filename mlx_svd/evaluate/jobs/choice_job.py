@@ -1,13 +1,13 @@
 """Questions with choices, or prompts with an answer, as batches of log-likelihoods."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from mlx_svd.evaluate.jobs.base import Base
-from mlx_svd.evaluate.jobs.job import Job, Record, Score, mean_score
+from mlx_svd.evaluate.jobs.job import Job, Record, Score, mean_score, numbers
 from mlx_svd.evaluate.likelihood.batches import make_batches
 from mlx_svd.evaluate.likelihood.encode import EncodedItem, Item, encode_items
 from mlx_svd.evaluate.likelihood.scorer import Scorer, Scores
@@ -40,7 +40,10 @@ def choice_job(
     pairs = zip(material.rows, examples, strict=True)
     items = [task.item(row, drawn) for row, drawn in pairs]
     flips = base is not None and task.graded_by_one_answer
-    known = base.records(task.name, material.digest, material.doc_ids) if flips else {}
+    known: dict[int, Record] = {}
+    if flips:
+        asked = replace(settings, num_fewshot=shots)
+        known = base.records(task.name, material.digest, material.doc_ids, asked)
     number_of = {row.where: i for row, i in zip(material.rows, material.doc_ids, strict=True)}
     names = [*task.metric_names, "flip"] if flips else list(task.metric_names)
 
@@ -51,7 +54,7 @@ def choice_job(
         return {
             "target": row.label,
             "log_likelihoods": scores.log_likelihoods.tolist(),
-            **truncation(item),
+            **truncation(item.truncated),
             "metrics": names,
             **metrics,
         }
@@ -66,7 +69,8 @@ def choice_job(
             scores["flip"] = mean_score([r["flip"] for r in records], better=False)
         return scores
 
-    job = _job(task.name, items, material, subject, settings, record, summarize)
+    fields = numbers(names)
+    job = _job(task.name, items, material, subject, settings, record, summarize, fields)
     job.version, job.shots = task.version, shots
     return job
 
@@ -82,7 +86,7 @@ def answer_job(name: str, material: Material, subject: Subject, settings: Evalua
             "target": row.answer,
             "loglikelihood": float(scores.log_likelihoods[0]),
             "num_tokens": len(item.pairs[0][1]),
-            **truncation(item),
+            **truncation(item.truncated),
             "metrics": ["acc"],
             "acc": float(scores.greedy[0]),
         }
@@ -91,28 +95,32 @@ def answer_job(name: str, material: Material, subject: Subject, settings: Evalua
         likelihood = mean_score([r["loglikelihood"] for r in records])
         return {"acc": mean_score([r["acc"] for r in records]), "loglikelihood": likelihood}
 
-    return _job(name, items, material, subject, settings, record, summarize)
+    fields = numbers(("acc", "loglikelihood"))
+    return _job(name, items, material, subject, settings, record, summarize, fields)
 
 
-def truncation(item: EncodedItem) -> dict[str, int]:
+def truncation(cut: int) -> dict[str, int]:
     """For the record: how many tokens a prompt lost, if any."""
-    return {"truncated": item.truncated} if item.truncated else {}
+    return {"truncated": cut} if cut else {}
 
 
-def truncation_notes(name: str, items: Sequence[EncodedItem], max_length: int) -> list[str]:
-    """How many prompts of a task were longer than the context, if any."""
-    cut = [item.truncated for item in items if item.truncated]
+def truncation_notes(name: str, cuts: Sequence[int], max_length: int) -> list[str]:
+    """How many prompts of a task were longer than the context, if any. cuts: tokens that each
+    lost."""
+    cut = [count for count in cuts if count]
     if not cut:
         return []
     return [
-        f"{name}: {len(cut)} of {len(items)} prompts are longer than the context of {max_length} "
+        f"{name}: {len(cut)} of {len(cuts)} prompts are longer than the context of {max_length} "
         f"tokens and lost their beginning (at most {max(cut)} tokens)"
     ]
 
 
-def _job(name, items, material, subject, settings, record, summarize) -> Job:
+def _job(name, items, material, subject, settings, record, summarize, fields) -> Job:
     encoded = encode_items(subject.tokenizer, items, subject.max_length)
     batches = make_batches(encoded, subject.max_length, settings.batch_tokens)
+
+    cuts = [item.truncated for item in encoded]
 
     def run(number: int) -> list[Record]:
         batch = batches[number]
@@ -123,5 +131,5 @@ def _job(name, items, material, subject, settings, record, summarize) -> Job:
     return Job(
         name, 0.0, 0, [row.id for row in material.rows], material.doc_ids, material.total,
         material.digest, material.origin, [batch.items for batch in batches], run, summarize,
-        notes=truncation_notes(name, encoded, subject.max_length),
+        fields, notes=truncation_notes(name, cuts, subject.max_length),
     )  # fmt: skip

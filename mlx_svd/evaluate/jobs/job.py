@@ -1,7 +1,7 @@
 """One task made ready for one model: batches to run, and numbers made of their records."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,8 @@ class Job:
     """task, version, shots: for the results; ids: of the documents; doc_ids: their numbers in the
     whole set of ``total``; digest, origin: of the data; config: more for the results; batches:
     indices of documents, which ``run`` turns into one record each; summarize: all records in the
-    order of ids -> scores; notes: what the user must know."""
+    order of ids -> scores, from these ``fields`` of a record, of these types; notes: what the user
+    must know."""
 
     task: str
     version: float
@@ -50,8 +51,14 @@ class Job:
     batches: list[tuple[int, ...]]
     run: Callable[[int], list[Record]]
     summarize: Callable[[Sequence[Record]], dict[str, Score]]
+    fields: Mapping[str, Any]
     config: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+def numbers(names: Iterable[str]) -> dict[str, Any]:
+    """``Job.fields`` that are numbers."""
+    return dict.fromkeys(names, int | float)
 
 
 def metric_key(name: str, what: str = "") -> str:

@@ -107,8 +107,8 @@ def _encoded(tokenizer: Any, item: Item, max_length: int) -> EncodedItem:
             raise MlxSvdError(f"{item.name}: {error}") from error
         if len(after) > max_length:
             raise MlxSvdError(
-                f"{item.name}: a continuation of {len(after)} tokens is longer than the model's "
-                f"context of {max_length}; shorten it or give a larger --max-length"
+                f"{item.name}: a continuation of {len(after)} tokens is longer than the context of "
+                f"{max_length} (the model's, or --max-length); shorten it"
             )
         cut = max(0, len(before) + len(after) - max_length - 1)
         truncated = max(truncated, cut)

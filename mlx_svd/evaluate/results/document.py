@@ -1,6 +1,7 @@
 """Scores of all tasks in the schema of lm-eval's results JSON, with their conditions."""
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from mlx_svd.checkpoint.disk import replace_file
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.jobs.base import RESULTS_FILE
 from mlx_svd.evaluate.jobs.job import Job, Score, metric_key
+from mlx_svd.evaluate.results.folder import REMEDY
 from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.statistics.power import limit_note
 
@@ -25,6 +27,7 @@ _BY_TASK = (
     "higher_is_better",
     "n-samples",
     "intervals",
+    "task_settings",
     "data_hashes",
     "task_hashes",
     "task_seconds",
@@ -45,7 +48,8 @@ def results_of(
 ) -> dict[str, Any]:
     """The whole document. scored: job, its scores and the seconds it took.
 
-    Beside lm-eval's keys stand ``intervals`` (95 %, chance level and whether it is inside),
+    Beside lm-eval's keys stand ``intervals`` (95 %, None for an infinite end; chance level and
+    whether it is inside), ``task_settings`` (of the run that each task is from),
     ``data_hashes``, ``versions_of_packages``, ``command``, ``peak_memory`` and ``notes``.
     """
     jobs = [job for job, _, _ in scored]
@@ -73,6 +77,9 @@ def results_of(
             "settings": settings.conditions(),
         },
         "intervals": {job.task: _intervals(scores) for job, scores, _ in scored},
+        "task_settings": {
+            job.task: settings.conditions() | {"num_fewshot": job.shots} for job in jobs
+        },
         "data_hashes": {job.task: job.digest for job in jobs},
         "task_hashes": {job.task: job.digest for job in jobs},
         "notes": [note for job, scores, _ in scored for note in _notes(job, scores)],
@@ -94,33 +101,49 @@ def peak_memory() -> dict[str, int]:
     return {"process": conditions.peak_memory(), "mlx": mx.get_peak_memory()}
 
 
-def with_earlier_tasks(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
-    """The results, and those of other tasks that this folder holds of the same model."""
+def earlier_results(folder: Path, model: str, dtype: str | None) -> dict[str, Any] | None:
+    """results.json of a folder, None without. Raises MlxSvdError if it cannot take another task's
+    results: of another model (its digest) or dtype, or not by this version of ``evaluate``."""
     path = folder / RESULTS_FILE
     if not path.is_file():
-        return results
+        return None
     try:
         earlier = json.loads(path.read_bytes())
-        if earlier["config"]["model_sha"] != results["config"]["model_sha"]:
-            return results
-        kept = {key: {**earlier[key], **results[key]} for key in _BY_TASK}
-        notes = [n for n in earlier["notes"] if n.partition(":")[0] not in results["results"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        missing = [key for key in _BY_TASK if not isinstance(earlier[key], dict)]
+        same = (earlier["config"]["model_sha"], earlier["config"]["model_dtype"]) == (model, dtype)
+        if missing or not isinstance(earlier["notes"], list):
+            raise ValueError("keys of another type")
+    except (ValueError, KeyError, TypeError) as error:
         raise MlxSvdError(
-            f"{path}: is no result of mlx-svd evaluate; give another --output-dir"
+            f"{path}: is no result of this version of mlx-svd evaluate; {REMEDY}"
         ) from error
+    if not same:
+        raise MlxSvdError(f"{path}: is of another model or dtype; {REMEDY}")
+    return earlier
+
+
+def with_earlier_tasks(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """The results, and those of other tasks that this folder holds. Raises MlxSvdError as
+    ``earlier_results``."""
+    config = results["config"]
+    earlier = earlier_results(folder, config["model_sha"], config["model_dtype"])
+    if earlier is None:
+        return results
+    kept = {key: {**earlier[key], **results[key]} for key in _BY_TASK}
+    notes = [n for n in earlier["notes"] if n.partition(":")[0] not in results["results"]]
     return {**results, **kept, "notes": [*notes, *results["notes"]]}
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
     """Write results.json; it appears when it is complete."""
-    replace_file(folder / RESULTS_FILE, json.dumps(results, indent=2).encode())
+    text = json.dumps(results, indent=2, allow_nan=False)
+    replace_file(folder / RESULTS_FILE, text.encode())
 
 
 def _metrics(job: Job, scores: dict[str, Score]) -> dict[str, Any]:
     found: dict[str, Any] = {"alias": job.task, "name": job.task, "sample_len": len(job.ids)}
     for name, score in scores.items():
-        found[metric_key(name)] = score.value
+        found[metric_key(name)] = _finite(score.value)
         # lm-eval writes "N/A" where there is no standard error.
         found[metric_key(name, "_stderr")] = "N/A" if score.stderr is None else score.stderr
     return found
@@ -129,14 +152,19 @@ def _metrics(job: Job, scores: dict[str, Score]) -> dict[str, Any]:
 def _intervals(scores: dict[str, Score]) -> dict[str, Any]:
     return {
         name: {
-            "low": score.low,
-            "high": score.high,
+            "low": _finite(score.low),
+            "high": _finite(score.high),
             "n": score.n,
             "chance": score.chance,
             "at_chance": score.at_chance,
         }
         for name, score in scores.items()
     }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity; null stands for it."""
+    return value if math.isfinite(value) else None
 
 
 def _notes(job: Job, scores: dict[str, Score]) -> list[str]:

@@ -2,58 +2,36 @@
 
 import json
 import os
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from mlx_svd.checkpoint.disk import disk_errors, replace_file
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.jobs.job import Record
-
-_REMEDY = "give another --output-dir, or remove this one"
-
-
-def check_folder(folder: Path, model: str, dtype: str | None) -> None:
-    """Raise MlxSvdError if the folder holds records of another model (its digest) or dtype: its
-    results.json can name one only."""
-    for path in sorted(folder.glob("conditions_*.json")):
-        before = _read_conditions(path)
-        if before.get("model") != model:
-            raise MlxSvdError(f"{path}: is of another model; {_REMEDY}")
-        if before.get("dtype") != dtype:
-            changed = _values(before.get("dtype"), dtype)
-            raise MlxSvdError(f"{path}: was begun with another dtype{changed}; {_REMEDY}")
-
-
-def _read_conditions(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise MlxSvdError(f"{path}: cannot be read; {_REMEDY}") from error
-    if not isinstance(found, dict):
-        raise MlxSvdError(f"{path}: holds no conditions; {_REMEDY}")
-    return found
+from mlx_svd.evaluate.jobs.job import Job, Record
+from mlx_svd.evaluate.results.folder import REMEDY, read_conditions, values
 
 
 class SampleFile:
     """``samples_TASK.jsonl`` and the conditions under which it was begun.
 
-    records: doc_id -> record, of what an earlier run left. Raises MlxSvdError if that run had
-    other conditions (naming them), or if a line but the last is damaged.
+    records: doc_id -> record, of what an earlier run left in the folder, which exists. Raises
+    MlxSvdError if that run had other conditions (naming them), or if a line but a torn last one is
+    damaged: no JSON, of no document of the job, or without the job's ``fields``.
     """
 
-    def __init__(self, folder: Path, task: str, conditions: dict[str, Any]):
+    def __init__(self, folder: Path, job: Job, conditions: dict[str, Any]):
         conditions = json.loads(json.dumps(conditions))  # as they will be read again
-        self.path = folder / f"samples_{task}.jsonl"
-        self._conditions = folder / f"conditions_{task}.json"
+        self.path = folder / f"samples_{job.task}.jsonl"
+        self._conditions = folder / f"conditions_{job.task}.json"
+        self._documents, self._fields = set(job.doc_ids), job.fields
         self.records: dict[int, Record] = {}
-        with disk_errors(folder, "--output-dir"):
-            folder.mkdir(parents=True, exist_ok=True)
         if self._conditions.is_file():
             self._check(conditions)
             self._read()
         elif self.path.exists():
             raise MlxSvdError(
-                f"{self.path}: was not begun by this version of mlx-svd evaluate; {_REMEDY}"
+                f"{self.path}: was not begun by this version of mlx-svd evaluate; {REMEDY}"
             )
         replace_file(self._conditions, json.dumps(conditions, indent=2).encode())
 
@@ -72,14 +50,14 @@ class SampleFile:
         return ordered
 
     def _check(self, conditions: dict[str, Any]) -> None:
-        before = _read_conditions(self._conditions)
+        before = read_conditions(self._conditions)
         keys = before.keys() | conditions.keys()
         changed = sorted(k for k in keys if before.get(k) != conditions.get(k))
         if changed:
             key = changed[0]
             raise MlxSvdError(
                 f"{self._conditions}: was begun with another {key}"
-                f"{_values(before.get(key), conditions.get(key))}; {_REMEDY}"
+                f"{values(before.get(key), conditions.get(key))}; {REMEDY}"
             )
 
     def _read(self) -> None:
@@ -89,23 +67,36 @@ class SampleFile:
                 continue
             try:
                 record = json.loads(line)
-                self.records[record["doc_id"]] = record
-            except (ValueError, TypeError, KeyError) as error:
+            except ValueError:
                 # The last line of a killed run may be torn; no other one can be.
                 if number == len(lines):
                     break
-                raise MlxSvdError(f"{self.path}: line {number} is damaged; {_REMEDY}") from error
+                record = None
+            if damage := self._damage(record):
+                raise MlxSvdError(
+                    f"{self.path}: line {number} {damage}; delete that line, and its "
+                    "item is scored again"
+                )
+            self.records[record["doc_id"]] = record
         if lines and lines[-1]:
             # Complete or not, a line without its end must not be continued by the next one.
             text = "".join(_line(record) for record in self.records.values())
             replace_file(self.path, text.encode())
 
-
-def _values(before: Any, now: Any) -> str:
-    """Both values, unless they are digests, which tell nobody anything."""
-    if any(isinstance(value, str) and len(value) == 64 for value in (before, now)):
+    def _damage(self, record: Any) -> str:
+        """What is wrong with a line, "" if nothing is."""
+        if not isinstance(record, dict):
+            return "is damaged"
+        number = record.get("doc_id")
+        if type(number) is not int or number not in self._documents:
+            return f"has the doc_id {number!r}, which is not of this run"
+        for name, kind in self._fields.items():
+            if name not in record:
+                return f"lacks {name!r}"
+            value = record[name]
+            if not isinstance(value, kind) or (isinstance(value, float) and not isfinite(value)):
+                return f"has {value!r} as {name!r}"
         return ""
-    return f" ({before!r}, now {now!r})"
 
 
 def _line(record: Record) -> str:

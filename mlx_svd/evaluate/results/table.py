@@ -10,6 +10,12 @@ from mlx_svd.evaluate.jobs.job import metric_key
 
 HEADER = ("task", "shots", "metric", "value", "95 % interval", "stderr", "chance", "n", "")
 
+_MARKS = {
+    "chance": "the interval holds what guessing gives; do not read it as a score",
+    "below chance": "the model prefers wrong choices (as the shorter ones), or scorer, prompt or "
+    "model are broken",
+}
+
 
 def score_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """One row for each metric, under ``HEADER``. An arrow says which direction is better."""
@@ -27,7 +33,7 @@ def score_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
                     str(results["n-shot"][task]),
                     name + arrow,
                     number(values[metric_key(name)]),
-                    f"{number(interval['low'])} – {number(interval['high'])}",
+                    f"{number(interval['low'], '-∞')} – {number(interval['high'])}",
                     number(stderr) if isinstance(stderr, float) else "-",
                     number(chance) if chance is not None else "-",
                     str(interval["n"]),
@@ -42,11 +48,20 @@ def _mark(interval: dict[str, Any]) -> str:
     if interval["at_chance"]:
         return "chance"
     chance = interval["chance"]
-    return "below chance" if chance is not None and interval["high"] < chance else ""
+    below = chance is not None and interval["high"] is not None and interval["high"] < chance
+    return "below chance" if below else ""
 
 
-def number(value: float) -> str:
-    """Four digits after the point below 10, four significant ones above."""
+def legend(results: dict[str, Any]) -> list[str]:
+    """What the marks that stand in ``score_rows`` mean, one line for each."""
+    marks = {row[-1] for row in score_rows(results)}
+    return [f"{mark}: {said}" for mark, said in _MARKS.items() if mark in marks]
+
+
+def number(value: float | None, infinite: str = "∞") -> str:
+    """Four digits after the point below 10, five significant ones above; None is infinite."""
+    if value is None:
+        return infinite
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.5g}"
 
 
@@ -61,10 +76,8 @@ def markdown(results: dict[str, Any]) -> str:
         f"{float(results['total_evaluation_time_seconds']):.0f} s, peak memory "
         f"{results['peak_memory']['process'] / 1e9:.2f} GB; `{results['command']}`",
     ]
-    if any(row[-1] for row in score_rows(results)):
-        lines += ["", "chance: the interval holds what guessing gives; do not read it as a score. "
-                  "below chance: scorer, prompt or model are likely broken."]  # fmt: skip
-    lines += ["", *(f"- {note}" for note in results["notes"])] if results["notes"] else []
+    remarks = [*legend(results), *results["notes"]]
+    lines += ["", *(f"- {remark}" for remark in remarks)] if remarks else []
     return "\n".join(lines) + "\n"
 
 

@@ -51,7 +51,7 @@ def _known(path: Path, entries: list[Any], seed: int) -> list[Fact]:
         for key in _KNOWN_FIELDS:
             value = entry.get(key) if isinstance(entry, dict) else None
             if not isinstance(value, str) or not value.strip():
-                raise MlxSvdError(f'{path}: entry {number} has no text in "{key}"')
+                raise MlxSvdError(f'{path}: entry {number} has no text in "{key}"; write one')
     objects: dict[str, set[str]] = {}
     for entry in entries:
         objects.setdefault(entry["relation_id"], set()).add(entry["attribute"].strip())

@@ -51,9 +51,9 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise MlxSvdError(f"{where} is not JSON: {brief(error)}") from error
+            raise MlxSvdError(f"{where} is not JSON: {brief(error)}; mend it") from error
         if not isinstance(entry, dict):
-            raise MlxSvdError(f"{where} is not a JSON object")
+            raise MlxSvdError(f"{where} is not a JSON object; give one a line")
         yield where, entry
     if not found:
         raise MlxSvdError(f"{path}: is empty; give one JSON object a line")
@@ -67,7 +67,9 @@ def choice_row(where: str, entry: dict[str, Any], number: int) -> Row:
         raise MlxSvdError(f'{where} has one text in "choices"; give at least two to choose from')
     label = entry.get("label")
     if isinstance(label, bool) or not isinstance(label, int):
-        raise MlxSvdError(f'{where} has no whole number in "label" (index of the right choice)')
+        raise MlxSvdError(
+            f'{where} has no whole number in "label"; give the index of the right choice'
+        )
     if not 0 <= label < len(choices):
         raise MlxSvdError(
             f'{where}: "label" is {label}, but there are {len(choices)} choices; use 0 to '
@@ -75,7 +77,7 @@ def choice_row(where: str, entry: dict[str, Any], number: int) -> Row:
         )
     subject = entry.get("subject", "")
     if not isinstance(subject, str):
-        raise MlxSvdError(f'{where} has no text in "subject"')
+        raise MlxSvdError(f'{where} has no text in "subject"; write one or leave it out')
     question = _text(where, entry, "question")
     return Row(_id(entry, number), question, choices, label, subject=subject, where=where)
 
@@ -90,11 +92,13 @@ def targets_row(where: str, entry: dict[str, Any], number: int, field: str) -> R
     """A TruthfulQA row: question and {choices, labels} in ``field``."""
     question, targets = _text(where, entry, "question"), entry.get(field)
     if not isinstance(targets, dict):
-        raise MlxSvdError(f'{where} has no object with choices and labels in "{field}"')
+        raise MlxSvdError(f'{where} has no object in "{field}"; give one with choices and labels')
     choices = _texts(where, targets.get("choices"), f'"choices" of "{field}"')
     labels = targets.get("labels")
     if not isinstance(labels, list) or not all(x in (0, 1) for x in labels):
-        raise MlxSvdError(f'{where} has no list of 0 and 1 in "labels" of "{field}"')
+        raise MlxSvdError(
+            f'{where} has no list of 0 and 1 in "labels" of "{field}"; give 1 for each right choice'
+        )
     if len(labels) != len(choices) or 1 not in labels:
         raise MlxSvdError(
             f'{where}: {len(labels)} "labels" with {sum(labels)} right ones for {len(choices)} '
@@ -116,13 +120,13 @@ def _id(entry: dict[str, Any], number: int) -> str:
 def _text(where: str, entry: dict[str, Any], key: str) -> str:
     value = entry.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise MlxSvdError(f'{where} has no text in "{key}"')
+        raise MlxSvdError(f'{where} has no text in "{key}"; write one, or leave out the row')
     return value
 
 
 def _texts(where: str, value: Any, name: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
-        raise MlxSvdError(f"{where} has no list of texts in {name}")
+        raise MlxSvdError(f"{where} has no list of texts in {name}; give at least two")
     if not all(isinstance(x, str) and x.strip() for x in value):
-        raise MlxSvdError(f"{where}: {name} holds something that is empty or no text")
+        raise MlxSvdError(f"{where}: {name} holds something that is empty or no text; mend it")
     return tuple(value)

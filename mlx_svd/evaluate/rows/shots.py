@@ -22,8 +22,8 @@ def draw_shots(
     needed = count + 1 if own else count
     if len(pool) < needed:
         raise MlxSvdError(
-            f"{count} examples were asked for, but there are {len(pool)} rows to draw them from; "
-            "give a smaller --num-fewshot"
+            f"{rows[0].where}: {count} examples were asked for, but there are {len(pool)} rows to "
+            "draw them from; give a smaller --num-fewshot"
         )
     return [_drawn(row, pool, count, generator, own) for row in rows]
 

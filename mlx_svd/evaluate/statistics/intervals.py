@@ -91,6 +91,12 @@ class Estimate:
         """Whether ``value`` lies in the interval, ends included."""
         return self.low <= value <= self.high
 
+    def exponential(self, scale: float = 1.0) -> "Estimate":
+        """Of exp(scale * value), as a perplexity is of a mean loss. The bounds go over as they are;
+        the standard error is that of first order (delta method)."""
+        value, low, high = (_exp(scale * x) for x in (self.value, self.low, self.high))
+        return replace(self, value=value, error=value * scale * self.error, low=low, high=high)
+
 
 def estimate(
     values: np.ndarray,
@@ -122,12 +128,22 @@ def estimate(
 def estimate_of_sums(sums: np.ndarray, counts: np.ndarray) -> Estimate:
     """``estimate`` of values that were summed by item already: sums (N,), counts (N,) of values, or
     of whatever the mean is per (tokens, bytes)."""
-    value, error = ratio_error(sums, counts)
+    found = window_estimate(sums, counts)
     if np.all(counts == 1) and np.isin(sums, (0, 1)).all():
         low, high = wilson(int(np.sum(sums)), len(sums))
-    else:
-        value, low, high = mean_interval(sums, counts)
-    return Estimate(value, error, low, high, len(sums), int(np.sum(counts)))
+        found = replace(found, low=low, high=high)
+    return found
+
+
+def window_estimate(
+    sums: np.ndarray, counts: np.ndarray, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> Estimate:
+    """``mean_interval`` as an estimate; bounds: which the interval does not leave. Never Wilson's
+    interval: a window in which every token is right is not one trial."""
+    _, error = ratio_error(sums, counts)
+    mean, low, high = mean_interval(sums, counts)
+    low, high = max(bounds[0], low), min(bounds[1], high)
+    return Estimate(float(mean), error, float(low), float(high), len(sums), int(np.sum(counts)))
 
 
 def by_item(values: np.ndarray, items: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -150,3 +166,7 @@ def chance_mark(score: Estimate, chance: float) -> str:
     if score.contains(chance):
         return "chance"
     return "below chance" if score.high < chance else ""
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 709 else math.inf

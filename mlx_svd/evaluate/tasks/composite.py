@@ -23,4 +23,5 @@ def composite(scores: dict[str, dict[str, Score]]) -> Score:
     stderr = math.sqrt(sum((w * e) ** 2 for (_, w), e in zip(parts, errors, strict=True)))
     half = _Z * stderr
     n = sum(score.n for score, _ in parts)
-    return Score(value, stderr, max(0.0, value - half), min(1.0, value + half), n)
+    low, high = max(0.0, value - half), min(1.0, value + half)
+    return Score(value, stderr if math.isfinite(stderr) else None, low, high, n)

@@ -8,20 +8,19 @@ comparable. Metric: token_perplexity, with an interval from the variation betwee
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.jobs.choice_job import Subject
-from mlx_svd.evaluate.jobs.job import Job, Record, Score
+from mlx_svd.evaluate.jobs.choice_job import Subject, truncation, truncation_notes
+from mlx_svd.evaluate.jobs.job import Job, Record, Score, numbers, score_of
 from mlx_svd.evaluate.likelihood.batches import make_batches
 from mlx_svd.evaluate.likelihood.encode import Item, encode_items
 from mlx_svd.evaluate.rows.hub import Hub, hub_rows
 from mlx_svd.evaluate.rows.material import find_file, pick
 from mlx_svd.evaluate.rows.read import read_jsonl
 from mlx_svd.evaluate.settings import EvaluateSettings
-from mlx_svd.evaluate.statistics.intervals import mean_interval
+from mlx_svd.evaluate.statistics.intervals import window_estimate
 
 NAME, FILE = "conversation", "conversations.jsonl"
 HUB = Hub("HuggingFaceH4/ultrachat_200k", "*", "test_sft")
@@ -44,15 +43,17 @@ def checked(where: str, entry: dict[str, Any]) -> Messages:
     """The messages of a row. Raises MlxSvdError naming where for what is not a conversation."""
     messages = entry.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise MlxSvdError(f'{where} has no list of messages in "messages"')
+        raise MlxSvdError(f'{where} has no list of messages in "messages"; give one')
     for message in messages:
         if not isinstance(message, dict) or not all(
             isinstance(message.get(key), str) and message[key].strip()
             for key in ("role", "content")
         ):
-            raise MlxSvdError(f'{where}: a message lacks a text in "role" or "content"')
+            raise MlxSvdError(f'{where}: a message lacks a text in "role" or "content"; mend it')
     if not any(m["role"] == "assistant" for m in messages[1:]):
-        raise MlxSvdError(f"{where}: no reply of the assistant follows another message")
+        raise MlxSvdError(
+            f"{where}: no reply of the assistant follows another message; leave it out"
+        )
     return [{"role": m["role"], "content": m["content"]} for m in messages]
 
 
@@ -75,25 +76,24 @@ def job(
             {
                 "loglikelihood": float(s.log_likelihoods.sum()),
                 "num_tokens": sum(len(after) for _, after in items[i].pairs),
+                **truncation(items[i].truncated),
             }
             for i, s in zip(batch.items, scores, strict=True)
         ]
 
     def summarize(records: Sequence[Record]) -> dict[str, Score]:
         losses = [-r["loglikelihood"] for r in records]
-        interval = mean_interval(losses, [r["num_tokens"] for r in records])
-        value, low, high = (math.exp(x) if x < 709 else math.inf for x in interval)
-        score = Score(value, None, max(0.0, low), high, len(records), higher_is_better=False)
-        return {"token_perplexity": score}
+        found = window_estimate(losses, [r["num_tokens"] for r in records])
+        return {"token_perplexity": score_of(found.exponential(), better=False)}
 
     digest = hashlib.sha256(json.dumps([m for _, m in conversations]).encode()).hexdigest()
     template = "the tokenizer's" if _has_template(subject.tokenizer) else "User: / Assistant:"
-    cut = sum(1 for item in items if item.truncated)
-    notes = [f"{NAME}: {cut} conversations are longer than the context and lost their beginning"]
+    notes = truncation_notes(NAME, [item.truncated for item in items], subject.max_length)
     return Job(
         NAME, 1.0, 0, [f"conversation-{i}" for i in doc_ids], doc_ids, len(conversations), digest,
-        origin, [b.items for b in batches], run, summarize, config={"chat_template": template},
-        notes=notes if cut else [],
+        origin, [b.items for b in batches], run, summarize,
+        numbers(("loglikelihood", "num_tokens")), config={"chat_template": template},
+        notes=notes,
     )  # fmt: skip
 
 

@@ -10,14 +10,15 @@ with a base model also retained: acc of the facts that the base model has right,
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from mlx_svd.evaluate.facts import Fact, fact_item, fact_margins
 from mlx_svd.evaluate.jobs.base import Base
 from mlx_svd.evaluate.jobs.choice_job import Subject, truncation, truncation_notes
-from mlx_svd.evaluate.jobs.generated import answers
-from mlx_svd.evaluate.jobs.job import Job, Record, Score, mean_score
+from mlx_svd.evaluate.jobs.generated import answers, tokens_cut
+from mlx_svd.evaluate.jobs.job import Job, Record, Score, mean_score, numbers
 from mlx_svd.evaluate.jobs.matching import matches
 from mlx_svd.evaluate.likelihood.batches import make_batches
 from mlx_svd.evaluate.likelihood.encode import encode_items
@@ -41,8 +42,11 @@ def job(
     digest = hashlib.sha256(json.dumps([vars(f) for f in facts]).encode()).hexdigest()
     doc_ids = pick(len(facts), settings)
     chosen = [facts[i] for i in doc_ids]
-    known = base.records(name, digest, doc_ids) if base else {}
+    asked = replace(settings, num_fewshot=0)
+    known = base.records(name, digest, doc_ids, asked) if base else {}
     items = encode_items(subject.tokenizer, [fact_item(f) for f in chosen], subject.max_length)
+    written = tokens_cut(subject, [f.prompt for f in chosen], settings)
+    cuts = [max(item.truncated, cut) for item, cut in zip(items, written, strict=True)]
     batches = make_batches(items, subject.max_length, settings.batch_tokens)
 
     def run(number: int) -> list[Record]:
@@ -62,7 +66,7 @@ def job(
                 "acc": float(margin > 0),
                 "acc_norm": float(normalized > 0),
                 "exact_match": float(matches(text, fact.object, settings.scoring)),
-                **truncation(items[i]),
+                **truncation(cuts[i]),
             }
             if base:
                 # Only what the base model knows can be kept or lost.
@@ -79,10 +83,11 @@ def job(
         kept = [r["retained"] for r in records if r.get("retained") is not None]
         return scores | ({"retained": mean_score(kept)} if kept else {})
 
+    fields = numbers(METRICS) | ({"retained": int | float | None} if base else {})
     made = Job(
         name, 1.0, 0, [f"{f.relation}: {f.subject}" for f in chosen], doc_ids, len(facts), digest,
         origin, [batch.items for batch in batches], run, summarize,
-        notes=truncation_notes(name, items, subject.max_length),
+        fields, notes=truncation_notes(name, cuts, subject.max_length),
     )  # fmt: skip
     made.config = {"scoring": settings.scoring}
     if base and not any(record["acc"] for record in known.values()):

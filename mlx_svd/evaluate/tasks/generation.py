@@ -6,28 +6,38 @@ rep_2 to rep_4, loop, length, ended, distinct_1 to distinct_3; see ``evaluate.ge
 
 from collections.abc import Sequence
 
-from mlx_svd.evaluate.generation.prompts import SHIPPED_PROMPTS, prompts_digest, read_prompts
+from mlx_svd.evaluate.generation.prompts import SHIPPED_PROMPTS, Prompt, prompts_digest
 from mlx_svd.evaluate.generation.quality import (
     TASK,
     GenerationSettings,
     generation_records,
     generation_texts,
+    prompt_cuts,
 )
 from mlx_svd.evaluate.generation.summary import QUALITY_METRICS, generation_summary
-from mlx_svd.evaluate.jobs.choice_job import Subject
+from mlx_svd.evaluate.jobs.choice_job import Subject, truncation, truncation_notes
 from mlx_svd.evaluate.jobs.job import Job, Record, Score, score_of
 from mlx_svd.evaluate.rows.material import pick
 from mlx_svd.evaluate.settings import EvaluateSettings
 
 NAME = TASK
+# rep-n is None for a text of fewer than n tokens.
+_FIELDS = {
+    **dict.fromkeys(QUALITY_METRICS, int | float | None),
+    "tokens": list,
+    "filter": str,
+    "id": str,
+}
 
 
-def job(subject: Subject, settings: EvaluateSettings) -> Job:
+def job(every: Sequence[Prompt], subject: Subject, settings: EvaluateSettings) -> Job:
     """A job of one record per text: every prompt greedily, and sampled with the seed."""
-    every = read_prompts(settings.prompts)
     prompts = [every[i] for i in pick(len(every), settings)]
     # No chat template, as in the other tasks.
-    generation = GenerationSettings(seeds=(settings.seed,), chat=False)
+    generation = GenerationSettings(
+        seeds=(settings.seed,), chat=False, max_length=subject.max_length
+    )
+    cuts = prompt_cuts(subject.tokenizer, prompts, generation)
     texts = generation_texts(prompts, generation)
     flat = [text for batch in texts for text in batch]
     batches, end = [], 0
@@ -37,7 +47,9 @@ def job(subject: Subject, settings: EvaluateSettings) -> Job:
 
     def run(number: int) -> list[Record]:
         model = subject.scorer.split.model
-        return generation_records(model, subject.tokenizer, texts[number], generation)
+        records = generation_records(model, subject.tokenizer, texts[number], generation)
+        lost = [truncation(cuts[text.number]) for text in texts[number]]
+        return [record | cut for record, cut in zip(records, lost, strict=True)]
 
     def summarize(records: Sequence[Record]) -> dict[str, Score]:
         found = generation_summary(records)
@@ -46,7 +58,8 @@ def job(subject: Subject, settings: EvaluateSettings) -> Job:
     return Job(
         NAME, 1.0, 0, [text.prompt.id for text in flat], [text.doc_id for text in flat],
         2 * len(every), prompts_digest(prompts), (settings.prompts or SHIPPED_PROMPTS).name,
-        batches, run, summarize, config={"max_tokens": generation.max_tokens},
+        batches, run, summarize, _FIELDS, config={"max_tokens": generation.max_tokens},
+        notes=truncation_notes(NAME, cuts, subject.max_length),
     )  # fmt: skip
 
 

@@ -16,14 +16,14 @@ import numpy as np
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.divergence import window_divergences
 from mlx_svd.evaluate.jobs.choice_job import Subject
-from mlx_svd.evaluate.jobs.job import Job, Record, Score
+from mlx_svd.evaluate.jobs.job import Job, Record, Score, numbers, score_of
 from mlx_svd.evaluate.likelihood.encode import tokens_hash, tokens_of
 from mlx_svd.evaluate.likelihood.greedy import greedy_tokens
 from mlx_svd.evaluate.likelihood.scorer import Scorer
 from mlx_svd.evaluate.rows.material import pick
 from mlx_svd.evaluate.rows.wikitext import detokenized
 from mlx_svd.evaluate.settings import EvaluateSettings
-from mlx_svd.evaluate.statistics.intervals import mean_interval
+from mlx_svd.evaluate.statistics.intervals import window_estimate
 
 NAME = "kl"
 _WINDOW, _PROMPT, _CONTINUED, _BATCH = 512, 32, 64, 4
@@ -59,7 +59,9 @@ def job(
         if not loaded:
             loaded.append(_with_same_tokens(base(), subject, stored))
         part = windows[list(batches[number])]
-        sums, agree, _ = window_divergences(subject.scorer.split.model, loaded[0].split.model, part)
+        models = (subject.scorer.split.model, loaded[0].split.model)
+        names = [f"{NAME}: window-{doc_ids[i]}" for i in batches[number]]
+        sums, agree, _ = window_divergences(*models, part, names)
         parted = _first_divergence(subject.scorer, loaded[0], part[:, :_PROMPT])
         return [
             {
@@ -74,13 +76,11 @@ def job(
         ]
 
     def summarize(records: Sequence[Record]) -> dict[str, Score]:
-        n = len(records)
+        ones = np.ones(len(records))
 
         def score(key: str, better: bool, most: float) -> Score:
-            value, low, high = mean_interval([r[key] for r in records], np.ones(n))
-            return Score(
-                float(value), None, float(max(0.0, low)), float(min(most, high)), n, better
-            )
+            values = np.array([r[key] for r in records])
+            return score_of(window_estimate(values, ones, (0, most)), better=better)
 
         return {
             "kl": score("kl", False, np.inf),
@@ -91,6 +91,7 @@ def job(
     return Job(
         NAME, 1.0, 0, [f"window-{i}" for i in doc_ids], doc_ids, total,
         hashlib.sha256(stored.encode()).hexdigest(), origin, batches, run, summarize,
+        numbers(("kl", "agreement", "first_divergence")),
         config={"window": length, "continued": _CONTINUED},
     )  # fmt: skip
 

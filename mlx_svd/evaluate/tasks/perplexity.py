@@ -12,9 +12,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.jobs.choice_job import Subject
-from mlx_svd.evaluate.jobs.job import Job, Record, Score
+from mlx_svd.evaluate.jobs.job import Job, Record, Score, numbers, score_of
 from mlx_svd.evaluate.likelihood.batches import make_batches
 from mlx_svd.evaluate.likelihood.encode import prefix_token, tokens_hash, tokens_of
 from mlx_svd.evaluate.likelihood.rolling import rolling_items
@@ -22,7 +24,7 @@ from mlx_svd.evaluate.rows.hub import Hub, hub_rows
 from mlx_svd.evaluate.rows.material import find_file, pick
 from mlx_svd.evaluate.rows.wikitext import count_words, detokenized
 from mlx_svd.evaluate.settings import EvaluateSettings
-from mlx_svd.evaluate.statistics.intervals import mean_interval
+from mlx_svd.evaluate.statistics.intervals import window_estimate
 from mlx_svd.source.source import brief
 
 NAME, FILE = "perplexity", "wikitext-2.test.txt"
@@ -77,30 +79,22 @@ def job(
 
     def summarize(records: Sequence[Record]) -> dict[str, Score]:
         losses = [-r["loglikelihood"] for r in records]
-        interval = [float(x) for x in mean_interval(losses, [r["num_tokens"] for r in records])]
+        scored = np.array([r["num_tokens"] for r in records])
+        loss = window_estimate(losses, scored, (0, math.inf))
         per_word, per_byte = len(tokens) / words, len(tokens) / size
-        scores = {
-            name: _score([_exp(x * scale) for x in interval], len(records))
-            for name, scale in (
-                ("word_perplexity", per_word),
-                ("byte_perplexity", per_byte),
-                ("token_perplexity", 1.0),
-            )
+        # Per byte of the text as it is stored, of which each token has the same share.
+        bits = window_estimate(losses, scored * (math.log(2) / per_byte), (0, math.inf))
+        found = {
+            "word_perplexity": loss.exponential(per_word),
+            "byte_perplexity": loss.exponential(per_byte),
+            "token_perplexity": loss.exponential(),
+            "bits_per_byte": bits,
         }
-        bits = [x * per_byte / math.log(2) for x in interval]
-        return scores | {"bits_per_byte": _score(bits, len(records))}
+        return {name: score_of(each, better=False) for name, each in found.items()}
 
     return Job(
         name, 2.0, 0, [f"window-{i}" for i in doc_ids], doc_ids, total,
         hashlib.sha256(stored.encode()).hexdigest(), origin, [b.items for b in batches], run,
-        summarize, config={"window": subject.max_length, "words": words, "bytes": size},
+        summarize, numbers(("loglikelihood", "num_tokens")),
+        config={"window": subject.max_length, "words": words, "bytes": size},
     )  # fmt: skip
-
-
-def _score(values: Sequence[float], n: int) -> Score:
-    value, low, high = values
-    return Score(value, None, max(0.0, low), high, n, higher_is_better=False)
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 709 else math.inf

@@ -10,9 +10,9 @@ import json
 import random
 from collections.abc import Sequence
 
-from mlx_svd.evaluate.jobs.choice_job import Subject
-from mlx_svd.evaluate.jobs.generated import answers
-from mlx_svd.evaluate.jobs.job import Job, Record, Score, mean_score
+from mlx_svd.evaluate.jobs.choice_job import Subject, truncation, truncation_notes
+from mlx_svd.evaluate.jobs.generated import answers, tokens_cut
+from mlx_svd.evaluate.jobs.job import Job, Record, Score, mean_score, numbers
 from mlx_svd.evaluate.jobs.matching import matches
 from mlx_svd.evaluate.rows.material import pick
 from mlx_svd.evaluate.settings import EvaluateSettings
@@ -49,6 +49,7 @@ def job(subject: Subject, settings: EvaluateSettings) -> Job:
     """A job of one record per question, with the text that the model wrote."""
     every = questions()
     doc_ids = pick(len(every), settings)
+    cuts = tokens_cut(subject, [every[i][0] for i in doc_ids], settings)
     batches = [
         tuple(range(start, min(start + _BATCH, len(doc_ids))))
         for start in range(0, len(doc_ids), _BATCH)
@@ -63,8 +64,9 @@ def job(subject: Subject, settings: EvaluateSettings) -> Job:
                 "text": text,
                 "metrics": ["exact_match"],
                 "exact_match": float(matches(text, answer, settings.scoring)),
+                **truncation(cuts[i]),
             }
-            for (_, answer), text in zip(asked, texts, strict=True)
+            for i, (_, answer), text in zip(batches[number], asked, texts, strict=True)
         ]
 
     def summarize(records: Sequence[Record]) -> dict[str, Score]:
@@ -73,5 +75,7 @@ def job(subject: Subject, settings: EvaluateSettings) -> Job:
     digest = hashlib.sha256(json.dumps(every).encode()).hexdigest()
     return Job(
         NAME, 1.0, 0, [f"reasoning-{i}" for i in doc_ids], doc_ids, len(every), digest,
-        "made from a seed", batches, run, summarize, config={"scoring": settings.scoring},
+        "made from a seed", batches, run, summarize, numbers(("exact_match",)),
+        config={"scoring": settings.scoring},
+        notes=truncation_notes(NAME, cuts, subject.max_length),
     )  # fmt: skip

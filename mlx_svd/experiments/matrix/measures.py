@@ -18,7 +18,7 @@ from mlx_svd.evaluate.jobs.matching import matches
 from mlx_svd.evaluate.likelihood.encode import context_length
 from mlx_svd.evaluate.likelihood.scorer import Scorer
 from mlx_svd.evaluate.perplexity import window_losses
-from mlx_svd.evaluate.prepare import Bench, prepare
+from mlx_svd.evaluate.prepare import Bench, read_rows
 from mlx_svd.evaluate.rows.material import find_file
 from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.tasks import CHOICE_TASKS, check_name, reasoning
@@ -111,7 +111,7 @@ class Measures:
         )
         bench = Bench(self._subject(model), settings)
         for name in entry["names"]:
-            job = prepare(name, bench)
+            job = read_rows(name, settings)(bench)
             records: dict[int, dict] = {}
             for number, items in enumerate(job.batches):
                 records |= zip(items, job.run(number), strict=True)

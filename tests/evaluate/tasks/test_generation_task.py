@@ -12,7 +12,7 @@ from mlx_svd.evaluate.evaluate import evaluate
 from mlx_svd.evaluate.generation.prompts import read_prompts
 from mlx_svd.evaluate.generation.quality import GenerationSettings, generation_quality
 from mlx_svd.evaluate.settings import EvaluateSettings
-from tests.evaluate.test_evaluate import choice_rows, write
+from tests.evaluate.capitals import choice_rows, write
 
 PROMPTS = ("It was a dark night, and", "The old man said that", "In the garden of the house")
 
