@@ -13,6 +13,7 @@ from mlx_svd.evaluate.statistics.intervals import (
     mean_interval,
     share_of,
     wilson,
+    window_estimate,
 )
 
 
@@ -118,3 +119,22 @@ def test_a_score_whose_interval_contains_chance_is_marked(right, n, chance, mark
 def test_values_that_have_no_mean_are_refused(values, items, words):
     with pytest.raises(MlxSvdError, match=words):
         estimate(np.array(values), items)
+
+
+def test_standard_error_of_a_perplexity_is_about_that_of_leaving_out_one_window_each():
+    generator = np.random.default_rng(3)
+    counts = generator.integers(300, 512, 60)
+    sums = counts * generator.normal(3.0, 0.3, 60)
+    found = window_estimate(sums, counts).exponential(1.2)
+    assert found.value == pytest.approx(math.exp(1.2 * sums.sum() / counts.sum()))
+    left = np.exp(1.2 * (sums.sum() - sums) / (counts.sum() - counts))
+    jackknife = math.sqrt(59 / 60 * ((left - left.mean()) ** 2).sum())
+    assert found.error == pytest.approx(jackknife, rel=0.03)
+    low, high = (math.exp(1.2 * x) for x in mean_interval(sums, counts)[1:])
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_windows_that_are_all_right_have_no_share_of_single_trials():
+    found = window_estimate(np.ones(8), np.ones(8), (0, 1))
+    assert (found.low, found.high, found.error) == (1, 1, 0)
+    assert estimate(np.ones(8)).low < 0.7, "eight right answers of eight questions are few"

@@ -7,8 +7,10 @@ import pytest
 
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.demo import DEMO_MODEL
+from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.comparison.compare import compare
 from mlx_svd.evaluate.evaluate import evaluate
+from mlx_svd.evaluate.generation.continuations import continuations
 from mlx_svd.evaluate.generation.prompts import read_prompts
 from mlx_svd.evaluate.generation.quality import GenerationSettings, generation_quality
 from mlx_svd.evaluate.settings import EvaluateSettings
@@ -103,3 +105,25 @@ def test_two_runs_of_evaluate_are_compared_and_gated(material, dense, shared, tm
     assert found.gate is not None
     same = compare(output, output)
     assert all(row.difference.value == 0 for row in same.rows)
+
+
+def test_a_prompt_that_does_not_fit_is_cut_to_its_end_counted_and_said(material, tmp_path):
+    long = tmp_path / "prompts.txt"
+    long.write_text("In the garden of the house\n" + "the sea and " * 9 + "In the garden of\n")
+    settings = EvaluateSettings(dtype="float32", prompts=long, max_length=128 + 5)
+    found = evaluate(str(DEMO_MODEL), ["generation"], tmp_path / "out", settings)
+    model, tokenizer = load(DEMO_MODEL, dtype="float32")
+    lost = [len(tokenizer.encode(line)) - 5 for line in long.read_text().splitlines()]
+    assert lost[0] > 0 or lost[1] > 0
+    lines = (tmp_path / "out/samples_generation.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [r.get("truncated", 0) for r in records] == [max(0, n) for n in (*lost, *lost)]
+    assert "prompts are longer than the context of 133 tokens" in found["notes"][0]
+    end = [tokenizer.encode(line)[-5:] for line in long.read_text().splitlines()]
+    alone = continuations(model, tokenizer, end, max_tokens=128)
+    assert [r["tokens"] for r in records[:2]] == [c.tokens for c in alone], "greedy"
+
+
+def test_a_context_without_room_for_a_prompt_is_refused(material, tmp_path):
+    with pytest.raises(MlxSvdError, match="a context of 128 tokens has no room"):
+        run(material, tmp_path / "out", max_length=128)

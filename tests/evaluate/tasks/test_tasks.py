@@ -6,6 +6,7 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
+from scipy.stats import sem
 
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.demo import DEMO_MODEL
@@ -15,7 +16,7 @@ from mlx_svd.evaluate.evaluate import evaluate
 from mlx_svd.evaluate.jobs.job import Score
 from mlx_svd.evaluate.rows.fact_rows import facts_file
 from mlx_svd.evaluate.settings import EvaluateSettings
-from mlx_svd.evaluate.tasks import CHOICE_TASKS
+from mlx_svd.evaluate.tasks import CHOICE_TASKS, kl
 from mlx_svd.evaluate.tasks.composite import composite
 from mlx_svd.evaluate.tasks.reasoning import questions
 from tests.evaluate.reference import log_probs, losses
@@ -92,6 +93,40 @@ def test_a_base_that_was_asked_other_facts_is_refused(data, tmp_path):
         run(["facts"], tmp_path / "out", data_dir=data, limit=2, base=str(tmp_path / "base"))
 
 
+def test_a_base_that_was_asked_in_another_way_is_refused(tmp_path):
+    row = {"question": "The capital of France is", "choices": ["Rome", "Paris"], "label": 1}
+    path = tmp_path / "own.jsonl"
+    rows = [row, {**row, "question": "The capital of Italy is", "label": 0}]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    run([path], tmp_path / "base", num_fewshot=1)
+    base = str(tmp_path / "base")
+    with pytest.raises(MlxSvdError, match="own was evaluated with --num-fewshot 1, now 0"):
+        run([path], tmp_path / "out", base=base)
+    with pytest.raises(MlxSvdError, match="own was evaluated with --seed 1234, now 5"):
+        run([path], tmp_path / "out", base=base, num_fewshot=1, seed=5)
+    run([path], tmp_path / "out", base=base, num_fewshot=1)
+
+
+def test_a_folder_that_is_neither_model_nor_results_is_no_base(data, tmp_path):
+    with pytest.raises(MlxSvdError, match=r"--base .*data: holds neither results\.json .* nor"):
+        run(["facts"], tmp_path / "out", data_dir=data, base=str(data))
+
+
+def test_prompts_of_generated_answers_that_are_cut_are_counted(tmp_path, demo):
+    results = run(["reasoning"], tmp_path / "out", max_length=32, limit=40)
+    lengths = [len(demo[1].encode(prompt)) for prompt, _ in questions()[:40]]
+    records = read(tmp_path / "out/samples_reasoning.jsonl")
+    assert [r.get("truncated", 0) for r in records] == [max(0, n - 20) for n in lengths]
+    longer = sum(n > 20 for n in lengths)
+    assert 0 < longer < 40
+    assert results["notes"] == [
+        f"reasoning: {longer} of 40 prompts are longer than the context of 32 tokens and lost "
+        f"their beginning (at most {max(lengths) - 20} tokens)"
+    ]
+    with pytest.raises(MlxSvdError, match="a context of 12 tokens has no room"):
+        run(["reasoning"], tmp_path / "short", max_length=12)
+
+
 def test_known_facts_get_false_objects_of_their_relation(shared):
     path = shared / "data/facts/known_1000.json"
     facts, again, other = (facts_file(path, seed) for seed in (1, 1, 2))
@@ -158,6 +193,11 @@ def test_perplexity_is_that_of_single_windows(data, tmp_path, demo):
     assert found["word_perplexity,none"] == pytest.approx(math.exp(total / words), rel=2e-2)
     assert found["byte_perplexity,none"] == pytest.approx(math.exp(total / size), rel=1e-4)
     assert sum(r["num_tokens"] for r in records) == len(tokens) - 1
+    for name in ("word_perplexity", "byte_perplexity", "token_perplexity", "bits_per_byte"):
+        interval = results["intervals"]["perplexity"][name]
+        width = interval["high"] - interval["low"]
+        # t of about 25 windows
+        assert width / found[f"{name}_stderr,none"] == pytest.approx(2 * 2.06, rel=0.15)
 
 
 def test_a_text_file_is_a_task(tmp_path):
@@ -210,7 +250,23 @@ def test_kl_and_first_divergence_are_those_of_single_windows(data, tmp_path, dem
                 break
             text = [*text, best[0]]
         assert record["first_divergence"] == parted
-    assert results["results"]["kl"]["kl,none"] == pytest.approx(np.mean([r["kl"] for r in records]))
+    for key in ("kl", "agreement", "first_divergence"):
+        values = [r[key] for r in records]
+        assert results["results"]["kl"][f"{key},none"] == pytest.approx(np.mean(values))
+        assert results["results"]["kl"][f"{key}_stderr,none"] == pytest.approx(sem(values))
+
+
+def test_a_model_whose_logits_are_not_finite_is_named_with_its_window(data, tmp_path, monkeypatch):
+    original = kl.window_divergences
+
+    def broken(model, *arguments):
+        model.model.norm.weight = model.model.norm.weight * mx.nan
+        return original(model, *arguments)
+
+    monkeypatch.setattr(kl, "window_divergences", broken)
+    settings = {"data_dir": data, "limit": 2, "base": str(DEMO_MODEL)}
+    with pytest.raises(MlxSvdError, match=r"kl: window-0: .* not finite; the model overflows"):
+        run(["kl"], tmp_path / "out", **settings)
 
 
 def test_a_model_does_not_diverge_from_itself(data, tmp_path):
