@@ -26,6 +26,9 @@ def compare(
     gate_margin: Annotated[
         float, typer.Option(help="Rise of the loop rate that the gate allows.")
     ] = 0.05,
+    gate_metrics: Annotated[
+        str, typer.Option(help="What the gate reads: loop, rep_2, rep_3, rep_4, comma-separated.")
+    ] = "loop",
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     output_dir: Annotated[
         Path | None, typer.Option(help="Also write compare.json, compare.md, compare.csv here.")
@@ -38,8 +41,16 @@ def compare(
     from mlx_svd.evaluate.comparison.compare import compare as run
     from mlx_svd.evaluate.comparison.table import json_text, write_comparison
 
-    names = [name.strip() for name in metrics.split(",")] if metrics is not None else None
-    found = run(dir_a, dir_b, margin=margin, metrics=names, gate_margin=gate_margin, seed=seed)
+    names = _names(metrics) if metrics is not None else None
+    found = run(
+        dir_a,
+        dir_b,
+        margin=margin,
+        metrics=names,
+        gate_margin=gate_margin,
+        gate_metrics=_names(gate_metrics),
+        seed=seed,
+    )
     if gate and found.gate is None:
         raise MlxSvdError(
             "--gate: the folders have no generated texts in common; evaluate both with the task "
@@ -53,3 +64,7 @@ def compare(
         print_comparison(found)
     if gate and found.gate.verdict == "fail":
         raise typer.Exit(GATE_FAILED)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]

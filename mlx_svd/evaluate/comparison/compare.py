@@ -14,7 +14,7 @@ from mlx_svd.evaluate.comparison.metric_comparison import (
 )
 from mlx_svd.evaluate.comparison.sample_metrics import Metric, row_metrics
 from mlx_svd.evaluate.comparison.samples import Run, read_run
-from mlx_svd.evaluate.generation.gate import LOOP_MARGIN, Gate, generation_gate
+from mlx_svd.evaluate.generation.gate import LOOP_MARGIN, LOOPS, Gate, generation_gate
 from mlx_svd.evaluate.generation.summary import distinct_differences, distinct_estimates
 from mlx_svd.evaluate.statistics.pairing import Row, check_same_items, pair_metric
 
@@ -54,15 +54,17 @@ def compare(
     margin: float = MARGIN,
     metrics: Sequence[str] | None = None,
     gate_margin: float = LOOP_MARGIN,
+    gate_metrics: Sequence[str] = LOOPS,
     seed: int = 0,
 ) -> Comparison:
     """Compare the run in folder B with the one in folder A (the base) on their common tasks.
 
     margin: what counts as equal, in the metric's unit (0.01: one point of a share, 1 % of a
     perplexity). metrics: only these, chosen beforehand, so that there are fewer tests to correct
-    for. gate_margin: rise of the loop rate that is allowed. seed: of resampling. Raises
-    MlxSvdError for folders without results, without common tasks or the metrics asked for, and for
-    runs on different data, items, numbers of examples or task versions, naming what differs.
+    for. gate_margin: rise that is allowed of gate_metrics, the loop rate or rep-n of generated
+    texts. seed: of resampling. Raises MlxSvdError for folders without results, without common tasks
+    or the metrics asked for, and for runs on different data, items, numbers of examples or task
+    versions, naming what differs.
     """
     a, b = read_run(folder_a), read_run(folder_b)
     common = [task for task in a.tasks if task in b.tasks]
@@ -75,6 +77,8 @@ def compare(
     for run, other, name in ((a, b, "A"), (b, a, "B")):
         if only := sorted(run.tasks.keys() - other.tasks.keys()):
             notes.append(f"not compared, only in {name}: {', '.join(only)}")
+    for task in sorted(_scored(a) & _scored(b) - a.tasks.keys() - b.tasks.keys()):
+        notes.append(f"{task}: not compared, it has no items of its own")
     rows: list[MetricComparison] = []
     for task in common:
         _check_conditions(a, b, task)
@@ -87,8 +91,13 @@ def compare(
             f"{a.folder} and {b.folder} have no metric {', '.join(lacking)} in common for the "
             f"items of {', '.join(common)}; {remedy}"
         )
-    gate = _gate(a, b, gate_margin, seed)
+    gate = _gate(a, b, gate_margin, gate_metrics, seed)
     return Comparison(a.model, b.model, margin, judged(rows), gate, notes)
+
+
+def _scored(run: Run) -> set[str]:
+    found = run.results.get("results")
+    return set(found) if isinstance(found, dict) else set()
 
 
 def _other_settings(a: Run, b: Run) -> list[str]:
@@ -188,11 +197,12 @@ def _distinct_rows(
     ]
 
 
-def _gate(a: Run, b: Run, margin: float, seed: int) -> Gate | None:
+def _gate(a: Run, b: Run, margin: float, metrics: Sequence[str], seed: int) -> Gate | None:
     tasks = [task for task in a.tasks if task in b.tasks and _generated(a, b, task)]
     if not tasks:
         return None
-    return generation_gate(a.tasks[tasks[0]], b.tasks[tasks[0]], margin=margin, seed=seed)
+    records = (run.tasks[tasks[0]] for run in (a, b))
+    return generation_gate(*records, margin=margin, metrics=metrics, seed=seed)
 
 
 def _generated(a: Run, b: Run, task: str) -> bool:

@@ -11,6 +11,7 @@ from mlx_svd.evaluate.statistics.paired import Difference
 
 # How much the loop rate may rise over the base model's, as a share of all texts.
 LOOP_MARGIN = 0.05
+LOOPS = ("loop",)
 PASS, FAIL, UNDECIDED = "pass", "fail", "undecided"
 
 
@@ -51,7 +52,7 @@ def generation_gate(
     records: Sequence[dict[str, Any]],
     *,
     margin: float = LOOP_MARGIN,
-    metrics: Sequence[str] = ("loop",),
+    metrics: Sequence[str] = LOOPS,
     seed: int = 0,
 ) -> Gate:
     """Compare a model's texts with the base model's on the same prompts.

@@ -183,6 +183,8 @@ def test_generated_texts_get_their_lines_and_the_gate(tmp_path):
     assert "gate: fail" in markdown(found)
     assert compare(a, b, gate_margin=0.5).gate.verdict == "pass"
     assert compare(a, a).gate.verdict == "pass"
+    both = compare(a, b, gate_metrics=["loop", "rep_4"]).gate
+    assert {check.name for check in both.checks} == {"loop,greedy", "rep_4,greedy"}
 
 
 def test_markdown_csv_and_json_hold_the_same_numbers(folders, tmp_path):

@@ -1,64 +1,18 @@
-"""Facts, reasoning, perplexities, KL and the composite, against plain computations."""
+"""Facts, flips, perplexities and rows of the hub, against plain computations."""
 
 import json
 import math
 
-import mlx.core as mx
 import numpy as np
 import pytest
-from scipy.stats import sem
 
-from mlx_svd.checkpoint.loader import load
 from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.comparison.compare import compare
-from mlx_svd.evaluate.evaluate import evaluate
-from mlx_svd.evaluate.jobs.job import Score
 from mlx_svd.evaluate.rows.fact_rows import facts_file
-from mlx_svd.evaluate.settings import EvaluateSettings
-from mlx_svd.evaluate.tasks import CHOICE_TASKS, kl
-from mlx_svd.evaluate.tasks.composite import composite
-from mlx_svd.evaluate.tasks.reasoning import questions
-from tests.evaluate.reference import log_probs, losses
-
-FACTS = [
-    {"relation": "capital", "subject": c, "object": o, "prompt": f"The capital of {c} is",
-     "conflict": f, "distractors": ["London", "Berlin"]}
-    for c, o, f in (("France", "Paris", "Rome"), ("Italy", "Rome", "Paris"),
-                    ("Spain", "Quito", "Madrid"), ("Norway", "Oslo", "Cairo"))
-]  # fmt: skip
-
-
-def run(tasks, output, model=DEMO_MODEL, **settings):
-    settings = EvaluateSettings(**{"dtype": "float32", **settings})
-    return evaluate(str(model), [str(task) for task in tasks], output, settings)
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text().split("\n") if line]
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return load(DEMO_MODEL, dtype="float32")
-
-
-@pytest.fixture
-def data(tmp_path, shared):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    (folder / "facts.json").write_text(json.dumps(FACTS))
-    text = (shared / "data/text/wikitext-2.test.txt").read_text()[:9000]
-    (folder / "wikitext-2.test.txt").write_text(text)
-    messages = [
-        {"role": "user", "content": "Where do you live?"},
-        {"role": "assistant", "content": "I live in a small house near the sea."},
-        {"role": "user", "content": "Alone?"},
-        {"role": "assistant", "content": "No, my mother lives with me."},
-    ]
-    line = json.dumps({"messages": messages})
-    (folder / "conversations.jsonl").write_text(f"{line}\n{line.replace('sea', 'lake')}\n")
-    return folder
+from mlx_svd.evaluate.tasks import CHOICE_TASKS
+from tests.evaluate.reference import losses
+from tests.evaluate.tasks.material import FACTS, read, run
 
 
 def test_facts_are_told_apart_and_written(data, tmp_path):
@@ -112,21 +66,6 @@ def test_a_folder_that_is_neither_model_nor_results_is_no_base(data, tmp_path):
         run(["facts"], tmp_path / "out", data_dir=data, base=str(data))
 
 
-def test_prompts_of_generated_answers_that_are_cut_are_counted(tmp_path, demo):
-    results = run(["reasoning"], tmp_path / "out", max_length=32, limit=40)
-    lengths = [len(demo[1].encode(prompt)) for prompt, _ in questions()[:40]]
-    records = read(tmp_path / "out/samples_reasoning.jsonl")
-    assert [r.get("truncated", 0) for r in records] == [max(0, n - 20) for n in lengths]
-    longer = sum(n > 20 for n in lengths)
-    assert 0 < longer < 40
-    assert results["notes"] == [
-        f"reasoning: {longer} of 40 prompts are longer than the context of 32 tokens and lost "
-        f"their beginning (at most {max(lengths) - 20} tokens)"
-    ]
-    with pytest.raises(MlxSvdError, match="a context of 12 tokens has no room"):
-        run(["reasoning"], tmp_path / "short", max_length=12)
-
-
 def test_known_facts_get_false_objects_of_their_relation(shared):
     path = shared / "data/facts/known_1000.json"
     facts, again, other = (facts_file(path, seed) for seed in (1, 1, 2))
@@ -157,20 +96,6 @@ def test_a_choice_that_flips_is_counted(data, tmp_path, shared):
     assert results["results"]["own"]["flip,none"] == np.mean(flips)
     same = run([path], tmp_path / "same", base=str(DEMO_MODEL))
     assert same["results"]["own"]["flip,none"] == 0
-
-
-def test_reasoning_has_answers_that_follow_from_its_questions():
-    made = questions()
-    assert made == questions()
-    assert len(made) == 120
-    for prompt, answer in made:
-        numbers = [int(word) for word in prompt.replace(",", "").split() if word.isdigit()]
-        if "gets" in prompt:
-            assert int(answer) == sum(numbers)
-        elif "next number" in prompt:
-            assert int(answer) == 2 * numbers[3] - numbers[2]
-        elif "today" not in prompt:
-            assert prompt.startswith(answer)
 
 
 def test_perplexity_is_that_of_single_windows(data, tmp_path, demo):
@@ -224,75 +149,6 @@ def test_only_replies_are_scored_in_conversations(data, tmp_path, demo):
     assert record["num_tokens"] == count
 
 
-def test_kl_and_first_divergence_are_those_of_single_windows(data, tmp_path, demo, shared):
-    base, tokenizer = demo
-    other, _ = load(shared / "models/qwen2-16m", dtype="float32")
-    results = run(
-        ["kl"], tmp_path / "out", shared / "models/qwen2-16m", data_dir=data, limit=2,
-        base=str(DEMO_MODEL),
-    )  # fmt: skip
-    records = read(tmp_path / "out/samples_kl.jsonl")
-    from mlx_svd.evaluate.rows.wikitext import detokenized
-
-    stored = (data / "wikitext-2.test.txt").read_text()
-    tokens = tokenizer.encode(detokenized(stored), verbose=False)
-    for number, record in enumerate(records):
-        window = tokens[number * 512 : (number + 1) * 512]
-        p, q = log_probs(base, window), log_probs(other, window)
-        assert record["kl"] == pytest.approx((np.exp(p) * (p - q)).sum(1).mean(), rel=1e-3)
-        agreement = (p.argmax(1) == q.argmax(1)).mean()
-        assert record["agreement"] == pytest.approx(agreement, abs=0.005)
-        text, parted = window[:32], 64
-        for step in range(64):
-            best = [int(mx.argmax(m(mx.array(text)[None])[0, -1]).item()) for m in (base, other)]
-            if best[0] != best[1]:
-                parted = step
-                break
-            text = [*text, best[0]]
-        assert record["first_divergence"] == parted
-    for key in ("kl", "agreement", "first_divergence"):
-        values = [r[key] for r in records]
-        assert results["results"]["kl"][f"{key},none"] == pytest.approx(np.mean(values))
-        assert results["results"]["kl"][f"{key}_stderr,none"] == pytest.approx(sem(values))
-
-
-def test_a_model_whose_logits_are_not_finite_is_named_with_its_window(data, tmp_path, monkeypatch):
-    original = kl.window_divergences
-
-    def broken(model, *arguments):
-        model.model.norm.weight = model.model.norm.weight * mx.nan
-        return original(model, *arguments)
-
-    monkeypatch.setattr(kl, "window_divergences", broken)
-    settings = {"data_dir": data, "limit": 2, "base": str(DEMO_MODEL)}
-    with pytest.raises(MlxSvdError, match=r"kl: window-0: .* not finite; the model overflows"):
-        run(["kl"], tmp_path / "out", **settings)
-
-
-def test_a_model_does_not_diverge_from_itself(data, tmp_path):
-    results = run(["kl"], tmp_path / "out", data_dir=data, limit=1, base=str(DEMO_MODEL))
-    found = results["results"]["kl"]
-    assert found["kl,none"] == pytest.approx(0, abs=1e-6)
-    assert found["agreement,none"] == 1
-    assert found["first_divergence,none"] == 64
-
-
-def test_kl_to_a_model_of_another_tokenizer_is_refused(data, tmp_path, shared):
-    base = str(shared / "models/llama-44m")
-    with pytest.raises(MlxSvdError, match="kl: the model and --base tokenize the text differently"):
-        run(["kl"], tmp_path / "out", data_dir=data, limit=1, base=base)
-
-
-def test_kl_without_a_base_model_says_what_to_give_before_anything_is_run(data, tmp_path):
-    with pytest.raises(MlxSvdError, match="--base MODEL"):
-        run(["facts", "kl"], tmp_path / "out", data_dir=data)
-    assert not (tmp_path / "out").exists()
-    run(["reasoning"], tmp_path / "base", limit=1)
-    with pytest.raises(MlxSvdError, match="--base MODEL in place of the results in"):
-        run(["reasoning", "kl"], tmp_path / "out", data_dir=data, base=str(tmp_path / "base"))
-    assert not (tmp_path / "out").exists()
-
-
 def test_windows_of_another_tokenizer_or_length_are_not_compared(data, tmp_path, shared):
     outputs = {}
     for name, model, length in (("a", DEMO_MODEL, 256), ("b", shared / "models/llama-44m", 256),
@@ -308,32 +164,6 @@ def test_mmlu_rows_of_two_subjects_with_one_number_are_two_items(shared, tmp_pat
     results = run(["mmlu"], tmp_path / "out", data_dir=shared / "data", limit=20)
     ids = {record["id"] for record in read(tmp_path / "out/samples_mmlu.jsonl")}
     assert len(ids) == results["n-samples"]["mmlu"]["effective"] == 20
-
-
-def test_the_composite_weighs_its_parts_and_adds_their_variances():
-    def score(value, error):
-        return Score(value, error, 0.0, 1.0, 10)
-
-    scores = {
-        "facts": {"exact_match": score(0.5, 0.03)},
-        "mmlu": {"acc": score(0.25, 0.02)},
-        "reasoning": {"exact_match": score(1.0, 0.0)},
-    }
-    found = composite(scores)
-    assert found.value == pytest.approx(0.4 * 0.5 + 0.4 * 0.25 + 0.2)
-    assert found.stderr == pytest.approx(math.hypot(0.4 * 0.03, 0.4 * 0.02))
-
-
-def test_the_composite_runs_its_parts(data, tmp_path, shared):
-    for name in ("mmlu", "mmlu_dev"):
-        source = (shared / f"data/mc/{name}.jsonl").read_text().split("\n")
-        (data / f"{name}.jsonl").write_text("\n".join(source[:4]) + "\n")
-    results = run(["composite"], tmp_path / "out", data_dir=data, limit=4)
-    parts = results["results"]
-    assert set(parts) == {"facts", "mmlu", "reasoning", "composite"}
-    expected = 0.4 * parts["facts"]["exact_match,none"] + 0.4 * parts["mmlu"]["acc,none"]
-    expected += 0.2 * parts["reasoning"]["exact_match,none"]
-    assert parts["composite"]["composite,none"] == pytest.approx(expected)
 
 
 HUB_ROWS = {
