@@ -57,7 +57,13 @@ class Base:
                     f"{self.folder}: {task} was evaluated with {option} {before.get(key)}, now "
                     f"{now[key]}; evaluate the base model in the same way"
                 )
-        records = {record["doc_id"]: record for _, record in read_jsonl(path)}
+        records: dict[int, Record] = {}
+        for where, record in read_jsonl(path):
+            if not isinstance(record.get("doc_id"), int) or record.get("acc") not in (0, 1):
+                raise MlxSvdError(
+                    f'{where} has no number in "doc_id" or "acc"; evaluate the base model again'
+                )
+            records[record["doc_id"]] = record
         missing = sorted(set(doc_ids) - records.keys())
         if missing:
             raise MlxSvdError(

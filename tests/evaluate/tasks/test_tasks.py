@@ -61,6 +61,16 @@ def test_a_base_that_was_asked_in_another_way_is_refused(tmp_path):
     run([path], tmp_path / "out", base=base, num_fewshot=1)
 
 
+def test_a_damaged_record_of_a_base_is_named(data, tmp_path):
+    run(["facts"], tmp_path / "base", data_dir=data)
+    path = tmp_path / "base/samples_facts.jsonl"
+    records = read(path)
+    del records[2]["acc"]
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    with pytest.raises(MlxSvdError, match=r"samples_facts\.jsonl: line 3 has no number in"):
+        run(["facts"], tmp_path / "out", data_dir=data, base=str(tmp_path / "base"))
+
+
 def test_a_folder_that_is_neither_model_nor_results_is_no_base(data, tmp_path):
     with pytest.raises(MlxSvdError, match=r"--base .*data: holds neither results\.json .* nor"):
         run(["facts"], tmp_path / "out", data_dir=data, base=str(data))
