@@ -67,4 +67,4 @@ def compare(
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
+    return [name.strip() for name in text.split(",") if name.strip()]

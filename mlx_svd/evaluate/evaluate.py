@@ -58,9 +58,9 @@ def evaluate(
     Writes into ``output`` samples_TASK.jsonl as items are done, then results.json, results.md and
     results.csv. A run that was killed goes on after its last complete batch; files that were begun
     under other conditions are refused, and a folder with records of another model or dtype, or in
-    which another run writes. All rows are read before a model is loaded. ``advance`` is told how
-    many items of a task are done. Processes of mlx.launch share the work; the first one writes.
-    Raises MlxSvdError for bad input.
+    which another run writes. All rows are read before a model is loaded, and all tasks are prepared
+    before the first is scored. ``advance`` is told how many items of a task are done. Processes of
+    mlx.launch share the work; the first one writes. Raises MlxSvdError for bad input.
     """
     settings = settings or EvaluateSettings()
     check_tasks(tasks)
@@ -75,10 +75,11 @@ def evaluate(
         run_base = partial(evaluate, advance=advance)
         base = find_base(settings, base_tasks(tasks), output, run_base, processes)
         bench = _bench(folder.path, settings, base, processes)
+        # All before the first is scored, so that what does not fit is said at once.
+        jobs = [prepare(bench) for prepare in rows]
         scored = []
-        for prepare in rows:
+        for job in jobs:
             start = time.perf_counter()
-            job = prepare(bench)
             conditions = _conditions(job, digest, settings, base.digest if base else None)
             records = _records(job, output, processes, conditions, advance)
             scored.append((job, job.summarize(records), time.perf_counter() - start))

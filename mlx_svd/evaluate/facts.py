@@ -86,16 +86,16 @@ def read_facts(path: str | Path) -> list[Fact]:
     except (OSError, ValueError) as error:
         raise MlxSvdError(f"{path}: cannot be read as JSON; give a list of facts") from error
     if not isinstance(entries, list) or not entries:
-        raise MlxSvdError(f"{path}: is not a JSON list with facts in it")
+        raise MlxSvdError(f"{path}: is not a JSON list with facts in it; give one")
     return [_fact(f"{path}: entry {number}", entry) for number, entry in enumerate(entries)]
 
 
 def _fact(where: str, entry: Any) -> Fact:
     if not isinstance(entry, dict):
-        raise MlxSvdError(f"{where} is not a JSON object")
+        raise MlxSvdError(f"{where} is not a JSON object; give one a fact")
     for key in _FIELDS:
         if not isinstance(entry.get(key), str) or not entry[key].strip():
-            raise MlxSvdError(f'{where} has no text in "{key}"')
+            raise MlxSvdError(f'{where} has no text in "{key}"; write one')
     false = entry.get("distractors")
     if not isinstance(false, list) or not all(isinstance(x, str) and x.strip() for x in false):
         raise MlxSvdError(f'{where} has no list of texts in "distractors"')

@@ -38,12 +38,17 @@ def check_tasks(tasks: Sequence[str]) -> None:
     and for one that is given twice."""
     if not tasks:
         raise MlxSvdError("--tasks: names no task; give one or more, comma-separated")
-    names = [task_name(task) for task in tasks]
-    for name, task in zip(names, tasks, strict=True):
+    for task in tasks:
         if not _is_file(task):
             check_name(task)
-        if names.count(name) > 1:
-            raise MlxSvdError(f"{task}: the task {name} is given twice; rename or leave out one")
+    # Also with the parts of the composite: a file may have the name of one.
+    for given in (tasks, expanded(tasks)):
+        names = [task_name(task) for task in given]
+        for name, task in zip(names, given, strict=True):
+            if names.count(name) > 1:
+                raise MlxSvdError(
+                    f"{task}: the task {name} is given twice; rename or leave out one"
+                )
 
 
 @dataclass
@@ -154,5 +159,6 @@ def task_name(task: str) -> str:
 def _file_name(path: Path) -> str:
     """Name of the task of a file; it becomes part of names of files."""
     if not path.is_file():
-        raise MlxSvdError(f"{path}: no such file of rows")
+        kind = "is a folder" if path.is_dir() else "no such file of rows"
+        raise MlxSvdError(f"{path}: {kind}; give a .jsonl, .json or .txt file, or a task's name")
     return re.sub(r"[^\w.-]", "_", path.stem)

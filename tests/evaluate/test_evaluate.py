@@ -156,6 +156,10 @@ def test_an_unknown_task_offers_the_nearest_names(tmp_path):
 def test_a_task_is_not_scored_twice(capitals, tmp_path):
     with pytest.raises(MlxSvdError, match="capitals is given twice"):
         run([capitals, capitals], tmp_path / "out")
+    (tmp_path / "own").mkdir()
+    part = write(tmp_path / "own/mmlu.jsonl", choice_rows())
+    with pytest.raises(MlxSvdError, match=r"mmlu\.jsonl: the task mmlu is given twice"):
+        run(["composite", part], tmp_path / "out", data_dir=tmp_path)
     with pytest.raises(MlxSvdError, match="names no task"):
         run([], tmp_path / "out")
 
@@ -169,3 +173,17 @@ def test_settings_out_of_range_are_refused():
     ):
         with pytest.raises(MlxSvdError, match=words):
             EvaluateSettings(**settings)
+
+
+def test_an_interval_holds_nothing_that_a_number_cannot_be(tmp_path):
+    targets = {"choices": ["a fish", "the sea", "a stone"], "labels": [1, 1, 0]}
+    row = {"question": "What lives in water?", "mc2_targets": targets}
+    rows = [{**row, "id": str(n), "question": "why " * n + "?"} for n in range(3)]
+    write(tmp_path / "truthfulqa_mc.jsonl", [r | {"mc1_targets": targets} for r in rows])
+    answers = write(tmp_path / "two.jsonl", [
+        {"prompt": "The capital of France is", "answer": answer} for answer in ("Paris", "Oslo")
+    ])  # fmt: skip
+    tasks = ["truthfulqa_mc2", answers]
+    found = run(tasks, tmp_path / "out", data_dir=tmp_path)["intervals"]
+    assert 0 <= found["truthfulqa_mc2"]["acc"]["low"] < found["truthfulqa_mc2"]["acc"]["high"] <= 1
+    assert found["two"]["loglikelihood"]["high"] == 0, "two items are far apart"

@@ -73,7 +73,7 @@ def compare(
             f"{a.folder} and {b.folder} have no task in common ({', '.join(a.tasks)} and "
             f"{', '.join(b.tasks)}); evaluate both on the same tasks"
         )
-    notes = [*a.notes, *b.notes, *_other_settings(a, b)]
+    notes = [*a.notes, *b.notes, *_other_settings(a, b, common)]
     for run, other, name in ((a, b, "A"), (b, a, "B")):
         if only := sorted(run.tasks.keys() - other.tasks.keys()):
             notes.append(f"not compared, only in {name}: {', '.join(only)}")
@@ -100,14 +100,25 @@ def _scored(run: Run) -> set[str]:
     return set(found) if isinstance(found, dict) else set()
 
 
-def _other_settings(a: Run, b: Run) -> list[str]:
+def _other_settings(a: Run, b: Run, tasks: Sequence[str]) -> list[str]:
     """Settings that may differ between models but change what a difference means."""
-    settings = [run.condition("settings") or {} for run in (a, b)]
-    pairs = {key: [s.get(key) for s in settings] for key in ("max_length", "scoring")}
-    pairs["dtype"] = [run.condition("model_dtype") for run in (a, b)]
-    return [
-        f"{key}: {one} in A, {other} in B" for key, (one, other) in pairs.items() if one != other
+    found: dict[str, list[str]] = {}
+    for task in tasks:
+        for key in ("max_length", "scoring"):
+            one, other = (_setting(run, task, key) for run in (a, b))
+            if one != other:
+                found.setdefault(f"{key}: {one} in A, {other} in B", []).append(task)
+    notes = [
+        text if len(of) == len(tasks) else f"{text} ({', '.join(of)})" for text, of in found.items()
     ]
+    one, other = (run.condition("model_dtype") for run in (a, b))
+    return [*notes, *([f"dtype: {one} in A, {other} in B"] if one != other else [])]
+
+
+def _setting(run: Run, task: str, key: str) -> Any:
+    """The length in effect, where a run says it: without the option it is the model's."""
+    in_effect = run.setting(task, "context") if key == "max_length" else None
+    return in_effect or run.setting(task, key)
 
 
 def _check_conditions(a: Run, b: Run, task: str) -> None:
@@ -119,7 +130,7 @@ def _check_conditions(a: Run, b: Run, task: str) -> None:
                 f"{task}: the {what} differs: {one} in A, {other} in B; evaluate both alike"
             )
     if a.of_task("n-shot", task):
-        one, other = a.condition("fewshot_seed"), b.condition("fewshot_seed")
+        one, other = a.setting(task, "seed"), b.setting(task, "seed")
         if one != other:
             raise MlxSvdError(
                 f"{task}: the seed of the examples differs: {one} in A, {other} in B; evaluate "

@@ -45,6 +45,12 @@ class Run:
         config = self.results.get("config")
         return config.get(key) if isinstance(config, dict) else None
 
+    def setting(self, task: str, key: str) -> Any:
+        """What a task was run with: its own settings (mlx-svd), else those of the whole run."""
+        whole = self.condition("settings") or {}
+        whole = {**whole, "seed": self.condition("fewshot_seed")}
+        return (self.of_task("task_settings", task) or whole).get(key)
+
     def chance(self, task: str, metric: str) -> float | None:
         """What guessing gives, where the run says it (mlx-svd's "intervals")."""
         entry = (self.of_task("intervals", task) or {}).get(metric) or {}
@@ -104,7 +110,11 @@ def _newest(place: Path) -> tuple[dict[str, Path], list[str]]:
     """(task -> its newest file, remarks on older ones)."""
     found: dict[str, list[tuple[str, Path]]] = {}
     for path in place.glob("samples_*.jsonl"):
-        if match := _SAMPLES.fullmatch(path.name):
+        own = path.stem.removeprefix("samples_")
+        if (place / f"conditions_{own}.json").is_file():
+            # mlx-svd's, whose name holds no date, whatever it looks like.
+            found.setdefault(own, []).append(("", path))
+        elif match := _SAMPLES.fullmatch(path.name):
             found.setdefault(match["task"], []).append((match["date"] or "", path))
     notes = [
         f"{place}: {len(files)} runs of {task}; the newest was read: {max(files)[1].name}"

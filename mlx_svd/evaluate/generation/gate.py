@@ -69,7 +69,7 @@ def generation_gate(
     allowed = {"loop", "rep_2", "rep_3", "rep_4"}
     if not metrics or not set(metrics) <= allowed:
         raise MlxSvdError(
-            f"gate metrics {list(metrics)}: give some of {', '.join(sorted(allowed))}"
+            f"--gate-metrics {','.join(metrics)}: give some of {', '.join(sorted(allowed))}"
         )
     differences = generation_differences(base, records, seed=seed)
     before, after = generation_summary(base), generation_summary(records)

@@ -8,7 +8,13 @@ import numpy as np
 from scipy.special import stdtrit
 
 from mlx_svd.evaluate.generation.repetition import distinct
-from mlx_svd.evaluate.statistics.intervals import Estimate, estimate, ratio_error
+from mlx_svd.evaluate.statistics.intervals import (
+    Estimate,
+    by_item,
+    estimate,
+    ratio_error,
+    window_estimate,
+)
 from mlx_svd.evaluate.statistics.paired import Difference, jackknife_difference, paired_difference
 from mlx_svd.evaluate.statistics.pairing import check_same_items, item_id, pair_metric
 
@@ -42,8 +48,12 @@ def generation_summary(records: Sequence[Record]) -> dict[str, Estimate]:
             if have:
                 values = np.array([row[metric] for row in have], dtype=np.float64)
                 items = np.array([item_id(row) for row in have])
-                bounds = (0, math.inf) if metric == "length" else (0, 1)
-                summary[f"{metric},{kind}"] = estimate(values, items, bounds)
+                if metric in ("loop", "ended"):
+                    found = estimate(values, items)
+                else:
+                    bounds = (0, math.inf) if metric == "length" else (0, 1)
+                    found = window_estimate(*by_item(values, items), bounds)
+                summary[f"{metric},{kind}"] = found
     return summary | distinct_estimates(records)
 
 

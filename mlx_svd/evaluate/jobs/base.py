@@ -29,15 +29,29 @@ class Base:
     processes: Processes
 
     def records(
-        self, task: str, digest: str, doc_ids: Sequence[int], settings: EvaluateSettings
+        self,
+        task: str,
+        digest: str,
+        doc_ids: Sequence[int],
+        settings: EvaluateSettings,
+        context: int,
     ) -> dict[int, Record]:
-        """doc_id -> record of these documents. Raises MlxSvdError if the base was asked other
-        ones, or in another way. settings: with num_fewshot as it is for this task."""
-        found = self.processes.from_first(lambda: self._read(task, digest, doc_ids, settings))
-        return {record["doc_id"]: record for record in found}
+        """doc_id -> record of these documents. settings: with num_fewshot as it is for this task;
+        context: tokens of it. Raises MlxSvdError if the base was asked other ones, or in another
+        way."""
+
+        def read() -> list[Record]:
+            return self._read(task, digest, doc_ids, settings, context)
+
+        return {record["doc_id"]: record for record in self.processes.from_first(read)}
 
     def _read(
-        self, task: str, digest: str, doc_ids: Sequence[int], settings: EvaluateSettings
+        self,
+        task: str,
+        digest: str,
+        doc_ids: Sequence[int],
+        settings: EvaluateSettings,
+        context: int,
     ) -> list[Record]:
         path = self.folder / f"samples_{task}.jsonl"
         results = read_results(self.folder)
@@ -49,13 +63,19 @@ class Base:
             )
         if hashes[task] != digest:
             raise MlxSvdError(f"{path}: is about other rows; evaluate the base model on the same")
-        before, now = results["task_settings"][task], settings.conditions()
-        for key in ("num_fewshot", "max_length", *(["seed"] if settings.num_fewshot else [])):
-            if before.get(key) != now[key]:
+        before = results["task_settings"][task]
+        now = {"num_fewshot": settings.num_fewshot}
+        if settings.num_fewshot:
+            now["seed"] = settings.seed
+        # Without the option both have the context of their model, however long that is.
+        if before.get("max_length") or settings.max_length:
+            before, now["max_length"] = {**before, "max_length": before.get("context")}, context
+        for key, value in now.items():
+            if before.get(key) != value:
                 option = "--" + key.replace("_", "-")
                 raise MlxSvdError(
                     f"{self.folder}: {task} was evaluated with {option} {before.get(key)}, now "
-                    f"{now[key]}; evaluate the base model in the same way"
+                    f"{value}; evaluate the base model in the same way"
                 )
         records: dict[int, Record] = {}
         for where, record in read_jsonl(path):
@@ -93,7 +113,9 @@ def find_base(
             f"--base {given}: holds neither {RESULTS_FILE} of an evaluation nor a model's "
             "config.json; give one of both"
         )
-    folder, digest = output / "base" / given.name, ""
+    # A folder may be given as "..".
+    name = given.resolve().name if given.is_dir() else given.name
+    folder, digest = output / "base" / name, ""
     if tasks:
         results = run(settings.base, tasks, folder, replace(settings, base=None))
         digest = results["config"]["model_sha"]

@@ -1,5 +1,6 @@
 """Questions with choices, or prompts with an answer, as batches of log-likelihoods."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,7 +44,9 @@ def choice_job(
     known: dict[int, Record] = {}
     if flips:
         asked = replace(settings, num_fewshot=shots)
-        known = base.records(task.name, material.digest, material.doc_ids, asked)
+        known = base.records(
+            task.name, material.digest, material.doc_ids, asked, subject.max_length
+        )
     number_of = {row.where: i for row, i in zip(material.rows, material.doc_ids, strict=True)}
     names = [*task.metric_names, "flip"] if flips else list(task.metric_names)
 
@@ -92,7 +95,8 @@ def answer_job(name: str, material: Material, subject: Subject, settings: Evalua
         }
 
     def summarize(records: Sequence[Record]) -> dict[str, Score]:
-        likelihood = mean_score([r["loglikelihood"] for r in records])
+        values = [r["loglikelihood"] for r in records]
+        likelihood = mean_score(values, bounds=(-math.inf, 0.0))
         return {"acc": mean_score([r["acc"] for r in records]), "loglikelihood": likelihood}
 
     fields = numbers(("acc", "loglikelihood"))

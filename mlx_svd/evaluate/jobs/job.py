@@ -68,10 +68,15 @@ def metric_key(name: str, what: str = "") -> str:
 
 
 def mean_score(
-    values: Sequence[float], *, chance: float | None = None, better: bool | None = True
+    values: Sequence[float],
+    *,
+    chance: float | None = None,
+    better: bool | None = True,
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Score:
-    """Mean of one number per item, as ``statistics.estimate``."""
-    return score_of(estimate(np.asarray(values)), chance=chance, better=better)
+    """Mean of one number per item, as ``statistics.estimate``; bounds: of what a number can be."""
+    found = estimate(np.asarray(values), bounds=bounds)
+    return score_of(found, chance=chance, better=better)
 
 
 def score_of(found: Estimate, *, chance: float | None = None, better: bool | None = True) -> Score:

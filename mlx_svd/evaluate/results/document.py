@@ -77,9 +77,7 @@ def results_of(
             "settings": settings.conditions(),
         },
         "intervals": {job.task: _intervals(scores) for job, scores, _ in scored},
-        "task_settings": {
-            job.task: settings.conditions() | {"num_fewshot": job.shots} for job in jobs
-        },
+        "task_settings": {job.task: _settings(job, settings, max_length) for job in jobs},
         "data_hashes": {job.task: job.digest for job in jobs},
         "task_hashes": {job.task: job.digest for job in jobs},
         "notes": [note for job, scores, _ in scored for note in _notes(job, scores)],
@@ -160,6 +158,11 @@ def _intervals(scores: dict[str, Score]) -> dict[str, Any]:
         }
         for name, score in scores.items()
     }
+
+
+def _settings(job: Job, settings: EvaluateSettings, max_length: int) -> dict[str, Any]:
+    """As they were for this task; context: tokens, with or without --max-length."""
+    return settings.conditions() | {"num_fewshot": job.shots, "context": max_length}
 
 
 def _finite(value: float) -> float | None:

@@ -11,13 +11,15 @@ from typing import Any
 from mlx_svd.checkpoint.disk import disk_errors
 from mlx_svd.errors import MlxSvdError
 
-REMEDY = "give another --output-dir, or remove this one"
+REMEDY = "give another --output-dir, or remove this folder"
 
 
 @contextmanager
 def own_folder(folder: Path) -> Iterator[None]:
     """Make the folder, and keep other runs out of it; a new one that stays empty goes away again.
     Raises MlxSvdError if another run writes there."""
+    if folder.exists() and not folder.is_dir():
+        raise MlxSvdError(f"--output-dir {folder}: is a file; give a folder")
     new = not folder.exists()
     with disk_errors(folder, "--output-dir"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -114,7 +114,8 @@ def digest(rows: list[Row]) -> str:
 
 
 def _id(entry: dict[str, Any], number: int) -> str:
-    return str(entry.get("id", number))
+    given = entry.get("id")
+    return str(number if given is None else given)
 
 
 def _text(where: str, entry: dict[str, Any], key: str) -> str:

@@ -11,17 +11,21 @@ from mlx_svd.evaluate.jobs.job import Score
 NAME = "composite"
 # task, metric, weight
 PARTS = (("facts", "exact_match", 0.4), ("mmlu", "acc", 0.4), ("reasoning", "exact_match", 0.2))
-_Z = 1.959963984540054
 
 
 def composite(scores: dict[str, dict[str, Score]]) -> Score:
     """The weighted mean of task -> metric -> score. Items of the three tasks are independent, so
-    their variances add; a part with one item makes the interval infinite."""
+    their variances add; the interval is made of those of the parts, square and add (Newcombe,
+    Statistics in Medicine 17, 1998), so that a part that is all right or all wrong has its width
+    too."""
     parts = [(scores[task][metric], weight) for task, metric, weight in PARTS]
     value = sum(weight * score.value for score, weight in parts)
     errors = [math.inf if s.stderr is None else s.stderr for s, _ in parts]
     stderr = math.sqrt(sum((w * e) ** 2 for (_, w), e in zip(parts, errors, strict=True)))
-    half = _Z * stderr
+    low, high = (
+        math.sqrt(sum((weight * (bound(score) - score.value)) ** 2 for score, weight in parts))
+        for bound in (lambda score: score.low, lambda score: score.high)
+    )
     n = sum(score.n for score, _ in parts)
-    low, high = max(0.0, value - half), min(1.0, value + half)
-    return Score(value, stderr if math.isfinite(stderr) else None, low, high, n)
+    stderr = stderr if math.isfinite(stderr) else None
+    return Score(value, stderr, max(0.0, value - low), min(1.0, value + high), n)

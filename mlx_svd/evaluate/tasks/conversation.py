@@ -8,6 +8,7 @@ comparable. Metric: token_perplexity, with an interval from the variation betwee
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,7 +84,8 @@ def job(
 
     def summarize(records: Sequence[Record]) -> dict[str, Score]:
         losses = [-r["loglikelihood"] for r in records]
-        found = window_estimate(losses, [r["num_tokens"] for r in records])
+        counts = [r["num_tokens"] for r in records]
+        found = window_estimate(losses, counts, (0, math.inf))
         return {"token_perplexity": score_of(found.exponential(), better=False)}
 
     digest = hashlib.sha256(json.dumps([m for _, m in conversations]).encode()).hexdigest()

@@ -43,7 +43,7 @@ def job(
     doc_ids = pick(len(facts), settings)
     chosen = [facts[i] for i in doc_ids]
     asked = replace(settings, num_fewshot=0)
-    known = base.records(name, digest, doc_ids, asked) if base else {}
+    known = base.records(name, digest, doc_ids, asked, subject.max_length) if base else {}
     items = encode_items(subject.tokenizer, [fact_item(f) for f in chosen], subject.max_length)
     written = tokens_cut(subject, [f.prompt for f in chosen], settings)
     cuts = [max(item.truncated, cut) for item, cut in zip(items, written, strict=True)]

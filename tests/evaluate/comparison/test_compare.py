@@ -258,6 +258,28 @@ def test_examples_drawn_by_another_seed_are_refused_and_without_examples_the_see
     assert compare(run("c", 0, 1), run("d", 0, 2)).notes == []
 
 
+def test_every_task_is_held_to_the_settings_of_its_own_run(tmp_path):
+    rows = {"piqa": answers([1, 0, 1]), "arc_easy": answers([0, 1, 1], "arc_easy")}
+
+    def folder(name, last, seed, **own):
+        settings = {task: {"seed": seed, "context": 1024} for task in rows}
+        settings["piqa"] |= own
+        return write_run(
+            tmp_path / name, rows, task_settings=settings, **{"n-shot": dict.fromkeys(rows, 1)},
+            config={"fewshot_seed": last, "settings": {"max_length": last}},
+        )  # fmt: skip
+
+    one = folder("one", 1, 7)
+    same = compare(one, folder("same", 2, 7))
+    assert {row.task for row in same.rows} == set(rows)
+    assert not same.notes
+    with pytest.raises(MlxSvdError, match="piqa: the seed of the examples differs: 7 in A, 8 in B"):
+        compare(one, folder("other", 1, 7, **{"seed": 8}))
+    assert compare(one, folder("short", 1, 7, context=24)).notes == [
+        "max_length: 1024 in A, 24 in B (piqa)"
+    ]
+
+
 def test_other_precision_and_context_are_said(tmp_path):
     a, b = (
         write_run(

@@ -132,4 +132,14 @@ def test_bad_rows_of_a_later_task_are_found_before_the_first_is_scored(
         run([capitals, bad], tmp_path / "out")
     with pytest.raises(MlxSvdError, match=r"prompts\.txt: cannot be read"):
         run([capitals, "generation"], tmp_path / "out", prompts=tmp_path / "prompts.txt")
+    with pytest.raises(MlxSvdError, match="generation: a context of 100 tokens has no room"):
+        run([capitals, "generation"], tmp_path / "out", max_length=100)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_base_without_a_task_is_found_before_anything_is_scored(capitals, tmp_path, monkeypatch):
+    run([capitals], tmp_path / "base")
+    other = write(tmp_path / "other.jsonl", choice_rows()[:3])
+    monkeypatch.setattr(Scorer, "score_batch", lambda *_: pytest.fail("scored"))
+    with pytest.raises(MlxSvdError, match="base: holds no results of other"):
+        run([capitals, other], tmp_path / "out", base=str(tmp_path / "base"))

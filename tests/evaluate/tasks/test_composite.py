@@ -42,17 +42,20 @@ def test_reasoning_has_answers_that_follow_from_its_questions():
 
 
 def test_the_composite_weighs_its_parts_and_adds_their_variances():
-    def score(value, error):
-        return Score(value, error, 0.0, 1.0, 10)
+    def score(value, error, low, high):
+        return Score(value, error, low, high, 10)
 
     scores = {
-        "facts": {"exact_match": score(0.5, 0.03)},
-        "mmlu": {"acc": score(0.25, 0.02)},
-        "reasoning": {"exact_match": score(1.0, 0.0)},
+        "facts": {"exact_match": score(0.5, 0.03, 0.4, 0.6)},
+        "mmlu": {"acc": score(0.25, 0.02, 0.2, 0.35)},
+        "reasoning": {"exact_match": score(1.0, 0.0, 0.7, 1.0)},
     }
     found = composite(scores)
     assert found.value == pytest.approx(0.4 * 0.5 + 0.4 * 0.25 + 0.2)
     assert found.stderr == pytest.approx(math.hypot(0.4 * 0.03, 0.4 * 0.02))
+    # What is all right is no certainty: its own interval counts.
+    assert found.low == pytest.approx(0.5 - math.hypot(0.4 * 0.1, 0.4 * 0.05, 0.2 * 0.3))
+    assert found.high == pytest.approx(0.5 + math.hypot(0.4 * 0.1, 0.4 * 0.1))
 
 
 def test_the_composite_runs_its_parts(data, tmp_path, shared):

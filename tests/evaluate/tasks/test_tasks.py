@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -58,7 +59,18 @@ def test_a_base_that_was_asked_in_another_way_is_refused(tmp_path):
         run([path], tmp_path / "out", base=base)
     with pytest.raises(MlxSvdError, match="own was evaluated with --seed 1234, now 5"):
         run([path], tmp_path / "out", base=base, num_fewshot=1, seed=5)
-    run([path], tmp_path / "out", base=base, num_fewshot=1)
+    # 1024 is the context of the model, with or without the option.
+    run([path], tmp_path / "out", base=base, num_fewshot=1, max_length=1024)
+    with pytest.raises(MlxSvdError, match="own was evaluated with --max-length 1024, now 512"):
+        run([path], tmp_path / "short", base=base, num_fewshot=1, max_length=512)
+
+
+def test_a_base_may_be_the_folder_above(tmp_path, monkeypatch):
+    shutil.copytree(DEMO_MODEL, tmp_path / "dense")
+    (tmp_path / "dense/below").mkdir()
+    monkeypatch.chdir(tmp_path / "dense/below")
+    run(["reasoning"], tmp_path / "out", limit=1, base="..")
+    assert (tmp_path / "out/base/dense/results.json").is_file()
 
 
 def test_a_damaged_record_of_a_base_is_named(data, tmp_path):
