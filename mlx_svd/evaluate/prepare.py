@@ -44,7 +44,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
     # Also with the parts of the composite: a file may have the name of one.
     for given in (tasks, expanded(tasks)):
         names = [task_name(task) for task in given]
-        for name, task in zip(names, given, strict=True):
+        for name, task in reversed(list(zip(names, given, strict=True))):
             if names.count(name) > 1:
                 raise MlxSvdError(
                     f"{task}: the task {name} is given twice; rename or leave out one"

@@ -82,7 +82,7 @@ def test_gate_exits_with_3_only_when_asked_and_only_when_it_fails(run, looping):
     code, out, _ = run(good, bad, "--gate", "--gate-metrics", "loop,rep_3")
     assert code == 3
     assert "rep_3, greedy" in out
-    one_error(run(good, bad, "--gate-metrics", "distinct_1"), "gate metrics", "loop, rep_2")
+    one_error(run(good, bad, "--gate-metrics", "distinct_1"), "--gate-metrics", "loop, rep_2")
     code, out, _ = run(good, bad, "--gate", "--json")
     assert code == 3
     assert json.loads(out)["gate"]["verdict"] == "fail"

@@ -261,9 +261,9 @@ def test_examples_drawn_by_another_seed_are_refused_and_without_examples_the_see
 def test_every_task_is_held_to_the_settings_of_its_own_run(tmp_path):
     rows = {"piqa": answers([1, 0, 1]), "arc_easy": answers([0, 1, 1], "arc_easy")}
 
-    def folder(name, last, seed, **own):
+    def folder(name, last, seed, own=None):
         settings = {task: {"seed": seed, "context": 1024} for task in rows}
-        settings["piqa"] |= own
+        settings["piqa"] |= own or {}
         return write_run(
             tmp_path / name, rows, task_settings=settings, **{"n-shot": dict.fromkeys(rows, 1)},
             config={"fewshot_seed": last, "settings": {"max_length": last}},
@@ -274,8 +274,8 @@ def test_every_task_is_held_to_the_settings_of_its_own_run(tmp_path):
     assert {row.task for row in same.rows} == set(rows)
     assert not same.notes
     with pytest.raises(MlxSvdError, match="piqa: the seed of the examples differs: 7 in A, 8 in B"):
-        compare(one, folder("other", 1, 7, **{"seed": 8}))
-    assert compare(one, folder("short", 1, 7, context=24)).notes == [
+        compare(one, folder("other", 1, 7, {"seed": 8}))
+    assert compare(one, folder("short", 1, 7, {"context": 24})).notes == [
         "max_length: 1024 in A, 24 in B (piqa)"
     ]
 

@@ -79,7 +79,7 @@ def test_gate_fails_a_model_whose_perplexity_is_fine_but_whose_text_loops(demo):
     ("change", "words"),
     [
         ({"margin": -0.1}, "gate margin"),
-        ({"metrics": ["length"]}, "gate metrics"),
+        ({"metrics": ["length"]}, "--gate-metrics"),
         ({"records": texts(2, n=19)}, "1 only in A"),
     ],
 )
