@@ -55,7 +55,11 @@ def test_two_steps_are_adamw_of_the_masked_loss(baseline, tmp_path):
             values[key] = mx.array(new.astype(np.float32))
         model.load_weights(list(values.items()))
     found = tensors(tmp_path / "out")[name]
-    np.testing.assert_allclose(np.array(found), np.array(values[name]), atol=2e-5)
+    away = np.abs(np.array(found) - np.array(values[name]))
+    # Where a gradient is all rounding, which is the processor's, Adam makes it a whole first step,
+    # and the second one sees that.
+    assert away.max() < settings.lr / 30
+    assert np.median(away) < 2e-6, "less than what the weight decay takes"
 
 
 def test_kl_keeps_the_model_nearer_to_the_base_on_its_text(baseline, tmp_path):
