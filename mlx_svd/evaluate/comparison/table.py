@@ -154,11 +154,13 @@ def _score(score: Estimate, mark: str) -> str:
 
 def _number(value: float) -> str:
     """Four decimals for shares and losses, fewer for long numbers."""
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+    text = f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+    return text.replace("inf", "∞")
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.4f}" if abs(value) < 10 else f"{value:+.1f}"
+    text = f"{value:+.4f}" if abs(value) < 10 else f"{value:+.1f}"
+    return text.replace("inf", "∞")
 
 
 def _p(value: float) -> str:
