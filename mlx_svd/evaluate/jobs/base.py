@@ -41,21 +41,17 @@ class Base:
         way."""
 
         def read() -> list[Record]:
-            return self._read(task, digest, doc_ids, settings, context)
+            results = read_results(self.folder)
+            found = self._read(task, digest, doc_ids, results["data_hashes"])
+            self._check_settings(task, results["task_settings"][task], settings, context)
+            return found
 
         return {record["doc_id"]: record for record in self.processes.from_first(read)}
 
     def _read(
-        self,
-        task: str,
-        digest: str,
-        doc_ids: Sequence[int],
-        settings: EvaluateSettings,
-        context: int,
+        self, task: str, digest: str, doc_ids: Sequence[int], hashes: dict[str, str]
     ) -> list[Record]:
         path = self.folder / f"samples_{task}.jsonl"
-        results = read_results(self.folder)
-        hashes = results["data_hashes"]
         if task not in hashes or not path.is_file():
             raise MlxSvdError(
                 f"{self.folder}: holds no results of {task}; evaluate the base model on it, or "
@@ -63,20 +59,6 @@ class Base:
             )
         if hashes[task] != digest:
             raise MlxSvdError(f"{path}: is about other rows; evaluate the base model on the same")
-        before = results["task_settings"][task]
-        now = {"num_fewshot": settings.num_fewshot}
-        if settings.num_fewshot:
-            now["seed"] = settings.seed
-        # Without the option both have the context of their model, however long that is.
-        if before.get("max_length") or settings.max_length:
-            before, now["max_length"] = {**before, "max_length": before.get("context")}, context
-        for key, value in now.items():
-            if before.get(key) != value:
-                option = "--" + key.replace("_", "-")
-                raise MlxSvdError(
-                    f"{self.folder}: {task} was evaluated with {option} {before.get(key)}, now "
-                    f"{value}; evaluate the base model in the same way"
-                )
         records: dict[int, Record] = {}
         for where, record in read_jsonl(path):
             if not isinstance(record.get("doc_id"), int) or record.get("acc") not in (0, 1):
@@ -91,6 +73,23 @@ class Base:
                 "base model with the same --limit"
             )
         return [records[i] for i in doc_ids]
+
+    def _check_settings(
+        self, task: str, before: dict[str, Any], settings: EvaluateSettings, context: int
+    ) -> None:
+        now = {"num_fewshot": settings.num_fewshot}
+        if settings.num_fewshot:
+            now["seed"] = settings.seed
+        # Without the option both have the context of their model, however long that is.
+        if before.get("max_length") or settings.max_length:
+            before, now["max_length"] = {**before, "max_length": before.get("context")}, context
+        for key, value in now.items():
+            if before.get(key) != value:
+                option = "--" + key.replace("_", "-")
+                raise MlxSvdError(
+                    f"{self.folder}: {task} was evaluated with {option} {before.get(key)}, now "
+                    f"{value}; evaluate the base model in the same way"
+                )
 
 
 def find_base(
