@@ -152,7 +152,7 @@ def _moments(text: str) -> tuple[str, ...]:
     from mlx_svd.calibrate.statistics import MOMENTS
     from mlx_svd.errors import MlxSvdError
 
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    names = tuple(o.names(text))
     if unknown := [name for name in names if name not in MOMENTS]:
         raise MlxSvdError(f"--moments {unknown[0]}: use {', '.join(MOMENTS)}")
     return names

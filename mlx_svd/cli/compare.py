@@ -41,14 +41,14 @@ def compare(
     from mlx_svd.evaluate.comparison.compare import compare as run
     from mlx_svd.evaluate.comparison.table import json_text, write_comparison
 
-    names = _names(metrics) if metrics is not None else None
+    chosen = o.names(metrics) if metrics is not None else None
     found = run(
         dir_a,
         dir_b,
         margin=margin,
-        metrics=names,
+        metrics=chosen,
         gate_margin=gate_margin,
-        gate_metrics=_names(gate_metrics),
+        gate_metrics=o.names(gate_metrics),
         seed=seed,
     )
     if gate and found.gate is None:
@@ -64,7 +64,3 @@ def compare(
         print_comparison(found)
     if gate and found.gate.verdict == "fail":
         raise typer.Exit(GATE_FAILED)
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]

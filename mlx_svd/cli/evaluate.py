@@ -62,7 +62,7 @@ def evaluate(
         base=base,
         prompts=prompts,
     )
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    names = o.names(tasks)
     shown = [task_name(name) for name in expanded(names)]
     with progress("evaluating", dict.fromkeys(shown, 1.0)) as advance:
         results = run(

@@ -262,3 +262,8 @@ def _preset(name: str | None) -> dict:
         "scorer": "importance",
         "importance_window": 2,
     }
+
+
+def names(text: str) -> list[str]:
+    """The parts of a comma-separated list."""
+    return [part.strip() for part in text.split(",") if part.strip()]

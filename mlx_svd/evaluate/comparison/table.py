@@ -11,6 +11,7 @@ from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.comparison.compare import Comparison
 from mlx_svd.evaluate.comparison.metric_comparison import AT_CHANCE, NOT_SHOWN, MetricComparison
 from mlx_svd.evaluate.statistics.intervals import Estimate
+from mlx_svd.strict_json import finite
 
 HEAD = (
     "task", "metric", "n", "A (se)", "B (se)", "B - A [95 %]", "flips -/+", "p", "p Holm", "TOST p",
@@ -85,7 +86,7 @@ def json_text(comparison: Comparison) -> str:
     """The whole record; infinite numbers (of a single item) are null, as JSON has none."""
     import json
 
-    return json.dumps(_finite(comparison.record()), indent=2, allow_nan=False) + "\n"
+    return json.dumps(finite(comparison.record()), indent=2, allow_nan=False) + "\n"
 
 
 def _cells(row: MetricComparison) -> list[str]:
@@ -169,11 +170,3 @@ def _p(value: float) -> str:
 
 def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _finite(value):
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value

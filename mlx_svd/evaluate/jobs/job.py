@@ -1,6 +1,5 @@
 """One task made ready for one model: batches to run, and numbers made of their records."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mlx_svd.evaluate.statistics.intervals import Estimate, estimate
+from mlx_svd.strict_json import finite
 
 Record = dict[str, Any]
 
@@ -81,5 +81,4 @@ def mean_score(
 
 def score_of(found: Estimate, *, chance: float | None = None, better: bool | None = True) -> Score:
     """An estimate as the score of a task. One item has no standard error."""
-    stderr = found.error if math.isfinite(found.error) else None
-    return Score(found.value, stderr, found.low, found.high, found.n, better, chance)
+    return Score(found.value, finite(found.error), found.low, found.high, found.n, better, chance)

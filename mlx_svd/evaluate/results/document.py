@@ -1,7 +1,6 @@
 """Scores of all tasks in the schema of lm-eval's results JSON, with their conditions."""
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from mlx_svd.evaluate.jobs.job import Job, Score, metric_key
 from mlx_svd.evaluate.results.folder import REMEDY
 from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.statistics.power import limit_note
+from mlx_svd.strict_json import finite
 
 _BY_TASK = (
     "results",
@@ -141,7 +141,7 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
 def _metrics(job: Job, scores: dict[str, Score]) -> dict[str, Any]:
     found: dict[str, Any] = {"alias": job.task, "name": job.task, "sample_len": len(job.ids)}
     for name, score in scores.items():
-        found[metric_key(name)] = _finite(score.value)
+        found[metric_key(name)] = finite(score.value)
         # lm-eval writes "N/A" where there is no standard error.
         found[metric_key(name, "_stderr")] = "N/A" if score.stderr is None else score.stderr
     return found
@@ -150,8 +150,8 @@ def _metrics(job: Job, scores: dict[str, Score]) -> dict[str, Any]:
 def _intervals(scores: dict[str, Score]) -> dict[str, Any]:
     return {
         name: {
-            "low": _finite(score.low),
-            "high": _finite(score.high),
+            "low": finite(score.low),
+            "high": finite(score.high),
             "n": score.n,
             "chance": score.chance,
             "at_chance": score.at_chance,
@@ -163,11 +163,6 @@ def _intervals(scores: dict[str, Score]) -> dict[str, Any]:
 def _settings(job: Job, settings: EvaluateSettings, max_length: int) -> dict[str, Any]:
     """As they were for this task; context: tokens, with or without --max-length."""
     return settings.conditions() | {"num_fewshot": job.shots, "context": max_length}
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinity; null stands for it."""
-    return value if math.isfinite(value) else None
 
 
 def _notes(job: Job, scores: dict[str, Score]) -> list[str]:

@@ -25,12 +25,7 @@ import numpy as np
 
 from mlx_svd.evaluate.retention.knowledge import CONFLICT, MEASURED, KnowledgeTest
 from mlx_svd.evaluate.retention.outcomes import Answers, Outcomes
-from mlx_svd.evaluate.statistics.intervals import (
-    Estimate,
-    estimate,
-    mean_interval,
-    ratio_error,
-)
+from mlx_svd.evaluate.statistics.intervals import estimate, window_estimate
 
 NOT_MEASURED = "not_measured"
 _NO_PARAPHRASES = "the facts give no paraphrases here"
@@ -87,9 +82,7 @@ def _share(flags: np.ndarray) -> dict[str, Any]:
 
 def _mean(values: np.ndarray) -> dict[str, Any]:
     """Of any numbers, with Student's interval also where all are 0."""
-    ones = np.ones(len(values))
-    error, (mean, low, high) = ratio_error(values, ones)[1], mean_interval(values, ones)
-    return asdict(Estimate(mean, error, low, high, len(values), len(values)))
+    return asdict(window_estimate(values, np.ones(len(values))))
 
 
 def _clustered(flags: np.ndarray, owners: np.ndarray, missing: str) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Estimate:
     def exponential(self, scale: float = 1.0) -> "Estimate":
         """Of exp(scale * value), as a perplexity is of a mean loss. The bounds go over as they are;
         the standard error is that of first order (delta method)."""
-        value, low, high = (_exp(scale * x) for x in (self.value, self.low, self.high))
+        value, low, high = (safe_exp(scale * x) for x in (self.value, self.low, self.high))
         return replace(self, value=value, error=value * scale * self.error, low=low, high=high)
 
 
@@ -168,5 +168,6 @@ def chance_mark(score: Estimate, chance: float) -> str:
     return "below chance" if score.high < chance else ""
 
 
-def _exp(value: float) -> float:
+def safe_exp(value: float) -> float:
+    """e^value, infinite beyond float64."""
     return math.exp(value) if value < 709 else math.inf

@@ -7,6 +7,7 @@ rule), MMLU by acc. One number hides which of them moved; read the three tasks b
 import math
 
 from mlx_svd.evaluate.jobs.job import Score
+from mlx_svd.strict_json import finite
 
 NAME = "composite"
 # task, metric, weight
@@ -27,5 +28,4 @@ def composite(scores: dict[str, dict[str, Score]]) -> Score:
         for bound in (lambda score: score.low, lambda score: score.high)
     )
     n = sum(score.n for score, _ in parts)
-    stderr = stderr if math.isfinite(stderr) else None
-    return Score(value, stderr, max(0.0, value - low), min(1.0, value + high), n)
+    return Score(value, finite(stderr), max(0.0, value - low), min(1.0, value + high), n)

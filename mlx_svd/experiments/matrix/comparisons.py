@@ -15,9 +15,9 @@ import numpy as np
 from scipy import stats
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.statistics.intervals import mean_interval
+from mlx_svd.evaluate.statistics.intervals import mean_interval, safe_exp
 from mlx_svd.evaluate.statistics.paired import Difference, paired_difference
-from mlx_svd.experiments.matrix.record import EXP, Measured, Metric, safe_exp
+from mlx_svd.experiments.matrix.record import EXP, Measured, Metric
 
 
 @dataclass(frozen=True)

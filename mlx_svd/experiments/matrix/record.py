@@ -1,6 +1,5 @@
 """What one run of a condition measured, item by item, and the JSON record that keeps it."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.statistics.intervals import safe_exp
 
 MEAN, EXP = "mean", "exp"
 
@@ -89,8 +89,3 @@ def from_json(record: dict[str, Any]) -> Measured:
         for name, entry in record["metrics"].items()
     }
     return Measured(metrics, record["numbers"], record["notes"], record["details"])
-
-
-def safe_exp(x: float) -> float:
-    """e^x, infinite beyond float64."""
-    return math.exp(x) if x < 709 else math.inf

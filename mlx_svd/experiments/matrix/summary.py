@@ -12,13 +12,14 @@ from mlx_svd.evaluate.statistics.intervals import (
     Estimate,
     estimate_of_sums,
     mean_interval,
-    ratio_error,
+    window_estimate,
 )
 from mlx_svd.evaluate.statistics.paired import holm
 from mlx_svd.experiments.matrix.comparisons import compare_runs, one_answer
 from mlx_svd.experiments.matrix.config import Experiment
 from mlx_svd.experiments.matrix.record import EXP, Measured, Metric, from_json
 from mlx_svd.experiments.matrix.relations import correlate, interact
+from mlx_svd.strict_json import finite
 
 # Run of a condition in which nothing is random.
 Runs = dict[int | None, Measured]
@@ -107,11 +108,7 @@ def _over_items(parts: list[Metric], sums: np.ndarray, counts: np.ndarray) -> Es
     share = all(part.share for part in parts)
     if share and one_answer(sums, counts):
         return estimate_of_sums(sums / counts, np.ones(len(counts)))
-    value, low, high = mean_interval(sums, counts)
-    if share:
-        low, high = max(0.0, low), min(1.0, high)
-    _, error = ratio_error(sums, counts)
-    return Estimate(value, error, low, high, len(sums), int(counts.sum()))
+    return window_estimate(sums, counts, (0, 1) if share else (-math.inf, math.inf))
 
 
 def _numbers(name: str, runs: Runs) -> list[dict[str, Any]]:
@@ -187,8 +184,3 @@ def _verdict(experiment: Experiment, entry: dict[str, Any]) -> str | None:
     if entry["scale"] == EXP and entry["better"]:
         worst = 1 / low if low > 0 else math.inf
     return next(word for bound, word in experiment.verdicts if bound is None or worst <= bound)
-
-
-def finite(value: float | None) -> float | None:
-    """JSON has no infinity (the interval of a single item): None instead."""
-    return value if value is not None and math.isfinite(value) else None

@@ -123,17 +123,6 @@ def item_lines(test: KnowledgeTest, outcomes: Outcomes, trajectory: Trajectory) 
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
 
 
-def finite(value: Any) -> Any:
-    """JSON has no infinity (the interval of a single item): None instead."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 def warned(warnings: list[Warned]) -> list[dict[str, Any]]:
     """For the record."""
     return [asdict(warning) for warning in warnings]

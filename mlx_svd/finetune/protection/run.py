@@ -10,11 +10,12 @@ from mlx_svd.finetune.protection.examples import Batches
 from mlx_svd.finetune.protection.guards import Warned
 from mlx_svd.finetune.protection.notes import result_notes
 from mlx_svd.finetune.protection.quality import measure_quality, quality_summary
-from mlx_svd.finetune.protection.result import finite, trajectory_of, trajectory_record, warned
+from mlx_svd.finetune.protection.result import trajectory_of, trajectory_record, warned
 from mlx_svd.finetune.protection.settings import ProtectSettings
 from mlx_svd.finetune.protection.start import Start
 from mlx_svd.finetune.protection.student import Student
 from mlx_svd.finetune.protection.trainer import ProtectState, ProtectStep, Trainer
+from mlx_svd.strict_json import finite
 
 
 class ArmRun:
