@@ -8,8 +8,8 @@ import mlx_svd
 ROOT = Path(mlx_svd.__file__).parent
 ORDER = (
     "errors", "strict_json", "conditions", "parallel", "linalg", "x86", "models", "source",
-    "checkpoint", "calibrate", "plan", "compress", "kv", "evaluate", "analyze", "finetune", "experiments",
-    "report", "demo", "cli",
+    "checkpoint", "calibrate", "plan", "compress", "kv", "evaluate", "analyze", "finetune",
+    "experiments", "report", "demo", "cli",
 )  # fmt: skip
 
 
