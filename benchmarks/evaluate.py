@@ -4,6 +4,8 @@ Both get the same pairs of context and continuation, in float32, with the same B
 tokenization is part of the time of both, building the prompts of neither. MMLU's rows are taken
 subject by subject, as a whole evaluation takes them.
 
+"2 processes" is the same scorer as ``mlx.launch -n 2`` runs it, with one BLAS thread each.
+
 "limit" is how many times mlx_lm.evaluate's items per second a scorer could reach on this processor
 if nothing took time but the products with the weights, each token that the items have once, at the
 speed of the largest of them.
@@ -28,6 +30,7 @@ from benchmarks.common import (
     save,
     spread,
 )
+from benchmarks.two_processes import TwoProcesses
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.demo.run import DEMO_MODEL
 from mlx_svd.evaluate.likelihood.batches import make_batches
@@ -44,7 +47,7 @@ SHARED = Path(os.environ.get("MLX_SVD_SHARED", Path(__file__).resolve().parents[
 WORK = (("hellaswag", 0), ("arc_easy", 0), ("arc_challenge", 0), ("truthfulqa_mc2", 0),
         ("mmlu", 0), ("piqa", 0), ("arc_easy", 5), ("mmlu", 5))  # fmt: skip
 MAX_LENGTH = 1024
-OURS, THEIRS = "mlx-svd", "mlx_lm.evaluate"
+OURS, SHARED_WORK, THEIRS = "mlx-svd", "2 processes", "mlx_lm.evaluate"
 
 
 def build_items(task: str, shots: int, rows: int) -> list[Item]:
@@ -118,10 +121,15 @@ class Ours:
 
 def measure(model: Path, rows: int, runs: int) -> list[dict]:
     """One entry for each task and number of examples."""
-    contenders = {OURS: Ours(model), THEIRS: Theirs(model)}
+    with TwoProcesses(model, MAX_LENGTH) as shared_work:
+        contenders = {OURS: Ours(model), SHARED_WORK: shared_work, THEIRS: Theirs(model)}
+        return _measured(model.name, contenders, rows, runs)
+
+
+def _measured(model: str, contenders: dict, rows: int, runs: int) -> list[dict]:
     entries = []
     for task, shots in WORK:
-        progress(f"{model.name}: {task}, {shots} examples")
+        progress(f"{model}: {task}, {shots} examples")
         items = build_items(task, shots, rows)
         kept = encode_items(contenders[OURS].tokenizer, items, MAX_LENGTH)
         # mlx_lm.evaluate does not cut prompts, so both get those that fit.
@@ -138,12 +146,18 @@ def measure(model: Path, rows: int, runs: int) -> list[dict]:
                 "shots": shots,
                 "items": len(items),
                 "choices": len(found[OURS]),
-                "largest_difference": float(np.abs(found[OURS] - found[THEIRS]).max()),
+                "largest_difference": {
+                    name: float(np.abs(found[name] - found[THEIRS]).max())
+                    for name in (OURS, SHARED_WORK)
+                },
                 "items_per_second": {
                     name: spread([len(items) / s for s in times]) for name, times in seconds.items()
                 },
                 "limit": median(seconds[THEIRS]) / least,
-                "ratio": median(seconds[THEIRS]) / median(seconds[OURS]),
+                "ratio": {
+                    name: median(seconds[THEIRS]) / median(seconds[name])
+                    for name in (OURS, SHARED_WORK)
+                },
             }
         )
     return entries
@@ -154,36 +168,24 @@ def report(result: dict) -> None:
     for name, entries in result["models"].items():
         print(f"\n# evaluate: {name} in float32")
         print_conditions(result["conditions"])
-        header = [
-            "",
-            "examples",
-            "items",
-            "choices",
-            f"{OURS} /s",
-            f"{THEIRS} /s",
-            "times",
-            "limit",
-            "diff",
-        ]
+        header = ["", "examples", "items", "choices"]
+        header += [f"{name} /s" for name in (OURS, SHARED_WORK, THEIRS)]
+        header += ["times", "2 pr. times", "limit", "diff"]
         rows = [
             [
                 entry["task"],
-                str(entry["shots"]),
-                str(entry["items"]),
-                str(entry["choices"]),
-                f"{entry['items_per_second'][OURS]['median']:.1f}",
-                f"{entry['items_per_second'][THEIRS]['median']:.1f}",
-                f"{entry['ratio']:.2f}",
+                *(str(entry[key]) for key in ("shots", "items", "choices")),
+                *(f"{each['median']:.1f}" for each in entry["items_per_second"].values()),
+                *(f"{ratio:.2f}" for ratio in entry["ratio"].values()),
                 f"{entry['limit']:.1f}",
-                f"{entry['largest_difference']:.1e}",
+                f"{max(entry['largest_difference'].values()):.1e}",
             ]
             for entry in entries
         ]
         print_table(header, rows)
-        ratios = [entry["ratio"] for entry in entries]
-        limits = [entry["limit"] for entry in entries]
-        means = [np.exp(np.mean(np.log(values))) for values in (ratios, limits)]
-        print("geometric mean {:.2f}, limit {:.1f}".format(*means))
+        ratios = [[*entry["ratio"].values(), entry["limit"]] for entry in entries]
+        means = np.exp(np.log(ratios).mean(axis=0))
+        print("geometric mean {:.2f}, 2 processes {:.2f}, limit {:.1f}".format(*means))
     print("diff: largest difference of a choice's log-likelihood, in nats")
 
 

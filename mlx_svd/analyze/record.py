@@ -1,12 +1,12 @@
 """The JSON file of an analysis, which tables and plots are made from."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from mlx_svd.checkpoint.disk import disk_errors, replace_file
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.strict_json import finite
 
 ANALYSES = ("spectrum", "layers", "cliff", "depth")
 
@@ -20,11 +20,11 @@ def check_output(path: Path) -> None:
 def save_analysis(result: dict[str, Any], path: Path) -> dict[str, Any]:
     """Write a result; it appears when it is complete. Returned as it can be read again: without
     limits that JSON has no number for (an interval from one window), which become null."""
-    readable = _finite(result)
+    text = json.dumps(finite(result), indent=1, allow_nan=False)
     with disk_errors(path.parent, "--output"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(readable, indent=1, allow_nan=False).encode())
-    return readable
+    replace_file(path, text.encode())
+    return json.loads(text)
 
 
 def load_analysis(path: Path) -> dict[str, Any]:
@@ -41,11 +41,3 @@ def load_analysis(path: Path) -> dict[str, Any]:
     if kind not in ANALYSES:
         raise MlxSvdError(f"{path}: analysis {kind!r} is unknown; made by a newer mlx-svd")
     return result
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -40,7 +40,7 @@ def load(
     """
     folder = resolve_model(str(path_or_hf_repo), revision, CHECKPOINT_PATTERNS).path
     model, config = load_model(folder, dtype=dtype, lazy=lazy)
-    return model, _load_tokenizer(folder, config, tokenizer_config or {})
+    return model, load_tokenizer(folder, config, tokenizer_config)
 
 
 def load_model(
@@ -71,17 +71,19 @@ def load_model(
     return model, config
 
 
-def _load_tokenizer(folder: Path, config: dict, options: dict[str, Any]) -> Any:
-    from mlx_lm.utils import load_tokenizer
+def load_tokenizer(folder: Path, config: dict, options: dict[str, Any] | None = None) -> Any:
+    """mlx-lm's tokenizer of a local folder with this config; options: ``tokenizer_config`` of
+    :func:`load`. Raises MlxSvdError if there is none or it is damaged."""
+    from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
     remedy = "copy the tokenizer files of the original model into this folder"
     # Without them transformers makes an empty tokenizer and says nothing.
     if not any(path for pattern in _VOCABULARIES for path in folder.glob(pattern)):
         raise MlxSvdError(f"{folder}: holds no tokenizer; {remedy}")
     try:
-        return load_tokenizer(
+        return mlx_lm_load_tokenizer(
             folder,
-            {"trust_remote_code": False, **options},
+            {"trust_remote_code": False, **(options or {})},
             eos_token_ids=config.get("eos_token_id"),
         )
     # The tokenizers library, written in Rust, raises plain Exception for a damaged file.

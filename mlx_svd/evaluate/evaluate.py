@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mlx_svd import __version__
-from mlx_svd.checkpoint.loader import load
+from mlx_svd.checkpoint.loader import load, load_tokenizer
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.jobs.base import Base, find_base, holds_results
 from mlx_svd.evaluate.jobs.choice_job import Subject
-from mlx_svd.evaluate.jobs.job import Job, Record, Score
+from mlx_svd.evaluate.jobs.job import Job, Record
 from mlx_svd.evaluate.likelihood.encode import context_length
 from mlx_svd.evaluate.likelihood.forward import written_out
 from mlx_svd.evaluate.likelihood.scorer import Scorer
@@ -26,6 +26,7 @@ from mlx_svd.evaluate.prepare import (
 )
 from mlx_svd.evaluate.processes import Processes
 from mlx_svd.evaluate.results.document import (
+    Scored,
     earlier_results,
     results_of,
     with_earlier_tasks,
@@ -41,7 +42,6 @@ from mlx_svd.source.resolve import CHECKPOINT_PATTERNS, resolve_model
 from mlx_svd.source.source import read_config
 
 Advance = Callable[[str, int, int], None]
-Scored = tuple[Job, dict[str, Score], float]
 
 
 def evaluate(
@@ -81,8 +81,9 @@ def evaluate(
         for job in jobs:
             start = time.perf_counter()
             conditions = _conditions(job, digest, settings, base.digest if base else None)
-            records = _records(job, output, processes, conditions, advance)
-            scored.append((job, job.summarize(records), time.perf_counter() - start))
+            records, new = _records(job, output, processes, conditions, advance)
+            seconds = time.perf_counter() - start
+            scored.append(Scored(job, job.summarize(records), seconds, new))
         if composite.NAME in tasks:
             scored.append(_composite(scored))
         results_now = results_of(
@@ -123,7 +124,10 @@ def _bench(
     if base and base.model:
         base_folder = resolve_model(base.model, None, CHECKPOINT_PATTERNS).path
         base.digest = _digest(base_folder, processes)
-        bench.base_subject = lambda: _subject(base_folder, settings)
+        bench.base_model = kl.BaseModel(
+            lambda: load_tokenizer(base_folder, read_config(base_folder)),
+            lambda: _subject(base_folder, settings),
+        )
     return bench
 
 
@@ -133,8 +137,8 @@ def _digest(folder: Path, processes: Processes) -> str:
 
 def _composite(scored: list[Scored]) -> Scored:
     """The composite of what has been scored, which has no records of its own."""
-    jobs = {job.task: job for job, _, _ in scored}
-    score = composite.composite({job.task: scores for job, scores, _ in scored})
+    jobs = {done.job.task: done.job for done in scored}
+    score = composite.composite({done.job.task: done.scores for done in scored})
     parts = [jobs[task] for task, _, _ in composite.PARTS]
     digest = hashlib.sha256("".join(job.digest for job in parts).encode()).hexdigest()
     job = Job(
@@ -142,7 +146,7 @@ def _composite(scored: list[Scored]) -> Scored:
         sum(job.total for job in parts), digest, "its parts", [], lambda number: [],
         lambda records: {}, {},
     )  # fmt: skip
-    return job, {composite.NAME: score}, 0.0
+    return Scored(job, {composite.NAME: score}, 0.0, 0)
 
 
 def _subject(folder: Path, settings: EvaluateSettings) -> Subject:
@@ -178,8 +182,9 @@ def _records(
     processes: Processes,
     conditions: dict[str, Any],
     advance: Advance,
-) -> list[Record]:
-    """All records of a job in the order of its documents, from disk where they are already."""
+) -> tuple[list[Record], int]:
+    """All records of a job in the order of its documents, from disk where they are already, and how
+    many were not."""
     files: list[SampleFile] = []
 
     def begin() -> list[int]:
@@ -192,16 +197,19 @@ def _records(
         for number, batch in enumerate(job.batches)
         if not known.issuperset(job.doc_ids[i] for i in batch)
     ]
-    count = len(known)
-    advance(job.task, count, len(job.ids))
+    new_items = 0
+    advance(job.task, len(known), len(job.ids))
     for number, records in processes.run(left, job.run):
         new = [
             {"doc_id": job.doc_ids[i], "id": job.ids[i], "task": job.task, **record}
             for i, record in zip(job.batches[number], records, strict=True)
             if job.doc_ids[i] not in known
         ]
-        if files:
-            files[0].add(new)
-        count += len(new)
-        advance(job.task, count, len(job.ids))
-    return processes.from_first(lambda: files[0].finish())
+        processes.from_first(partial(_add, files, new))
+        new_items += len(new)
+        advance(job.task, len(known) + new_items, len(job.ids))
+    return processes.from_first(lambda: files[0].finish()), new_items
+
+
+def _add(files: list[SampleFile], records: list[Record]) -> None:
+    files[0].add(records)

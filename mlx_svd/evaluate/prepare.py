@@ -55,14 +55,14 @@ def check_tasks(tasks: Sequence[str]) -> None:
 class Bench:
     """What jobs are made for: the model under test, and what it is compared with.
 
-    base: results of the base model, None without; base_subject: loads the base model
-    itself, which the task kl needs; None if only its results are there.
+    base: results of the base model, None without; base_model: the model itself, which the task kl
+    needs; None if only its results are there.
     """
 
     subject: Subject
     settings: EvaluateSettings
     base: Base | None = None
-    base_subject: Callable[[], Subject] | None = None
+    base_model: kl.BaseModel | None = None
 
 
 Prepare = Callable[[Bench], Job]
@@ -103,7 +103,7 @@ def read_rows(task: str, settings: EvaluateSettings) -> Prepare:
     text, origin = perplexity.read_text(settings)
     if task == perplexity.NAME:
         return _text(text, origin)
-    return lambda bench: kl.job(text, origin, bench.subject, bench.base_subject, bench.settings)
+    return lambda bench: kl.job(text, origin, bench.subject, bench.base_model, bench.settings)
 
 
 def _choices(task: ChoiceTask, material: Material) -> Prepare:

@@ -7,6 +7,7 @@ numbers are the same bits, however many processes there are.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -30,20 +31,9 @@ class Processes:
     def from_first(self, function: Callable[[], Any]) -> Any:
         """What the function returns in the first process, in all of them; JSON's types.
 
-        Files of a run are on that process's machine only. Its MlxSvdError is raised in all.
+        Files of a run are on that process's machine only. If it fails, all do.
         """
-        found = {}
-        if self.first:
-            try:
-                found = {"result": function()}
-            except MlxSvdError as error:
-                if self.size == 1:
-                    raise
-                found = {"error": str(error)}
-        found = self.gather(found)[0]
-        if "error" in found:
-            raise MlxSvdError(found["error"])
-        return found["result"]
+        return self._together(function if self.first else None)[0]["result"]
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, in their order; JSON's types."""
@@ -65,20 +55,32 @@ class Processes:
     def run(self, batches: Sequence[int], work: Callable[[int], Any]) -> Iterator[tuple[int, Any]]:
         """(batch, work(batch)) of all batches, in their order, in every process.
 
-        The processes take turns and exchange results after every turn. An MlxSvdError in one of
-        them is raised in all.
+        The processes take turns and exchange results after every turn. If one fails, all do.
         """
         for start in range(0, len(batches), self.size):
             turn = batches[start : start + self.size]
-            found = {}
-            if self.rank < len(turn):
-                try:
-                    found = {"result": work(turn[self.rank])}
-                except MlxSvdError as error:
-                    if self.size == 1:
-                        raise
-                    found = {"error": str(error)}
-            gathered = self.gather(found)
-            if errors := [each["error"] for each in gathered if "error" in each]:
-                raise MlxSvdError(errors[0])
-            yield from ((b, each["result"]) for b, each in zip(turn, gathered, strict=False))
+            own = partial(work, turn[self.rank]) if self.rank < len(turn) else None
+            found = self._together(own)
+            yield from ((b, each["result"]) for b, each in zip(turn, found, strict=False))
+
+    def _together(self, function: Callable[[], Any] | None) -> list[dict[str, Any]]:
+        """What the function returns ({} where a process has none) in every process.
+
+        An error in one is raised in all, or they would wait for it: where it happened as it is,
+        elsewhere as MlxSvdError.
+        """
+        found, failure = {}, None
+        try:
+            found = {"result": function()} if function else {}
+        except Exception as error:
+            if self.size == 1:
+                raise
+            said = str(error) if isinstance(error, MlxSvdError) else repr(error)
+            found, failure = {"error": said}, error
+        gathered = self.gather(found)
+        if failure:
+            raise failure
+        for rank, each in enumerate(gathered):
+            if "error" in each:
+                raise MlxSvdError(f"process {rank}: {each['error']}")
+        return gathered

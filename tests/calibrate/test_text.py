@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_svd.calibrate.text import SHIPPED_TEXT, read_windows
-from mlx_svd.checkpoint.loader import _load_tokenizer
+from mlx_svd.checkpoint.loader import load_tokenizer
 from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.errors import MlxSvdError
 
@@ -33,7 +33,7 @@ def first_letters(windows) -> str:
 @pytest.fixture(scope="module")
 def tokenizer():
     """That of the embedded model, new: transformers warns once for each."""
-    return _load_tokenizer(DEMO_MODEL, {}, {})
+    return load_tokenizer(DEMO_MODEL, {}, {})
 
 
 def test_windows_follow_each_other_and_the_rest_is_left_out(tmp_path):
@@ -158,7 +158,7 @@ def test_nobody_is_told_that_the_text_is_longer_than_the_context():
     handler, log = Keep(), logging.getLogger("transformers")
     log.addHandler(handler)
     try:
-        tokenizer = _load_tokenizer(DEMO_MODEL, {}, {})
+        tokenizer = load_tokenizer(DEMO_MODEL, {}, {})
         read_windows(tokenizer, length=512)
         assert [r for r in records if "longer than" in r] == []
         tokenizer.encode(SHIPPED_TEXT.read_text(encoding="utf-8"))  # the handler does hear it

@@ -85,7 +85,7 @@ def test_a_score_that_lies_wholly_below_chance_is_marked(tmp_path):
 def test_a_limit_says_what_interval_it_implies_and_no_limit_says_nothing(capitals, tmp_path):
     note = run([capitals], tmp_path / "limited", limit=5)["notes"]
     assert len(note) == 1
-    assert note[0].startswith("capitals: 5 items: a score has an interval of about +-")
+    assert note[0].startswith("capitals: n = 5: a score has an interval of about +-")
     assert run([capitals], tmp_path / "all")["notes"] == []
 
 

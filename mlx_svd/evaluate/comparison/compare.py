@@ -178,7 +178,7 @@ def _task_rows(
             level = a.chance(task, metric.name)
             rows.append(compare_metric(task, pair, metric.better, margin, level, seed))
             if pair.missing:
-                notes.append(f"{task}: {name}: {pair.missing} items without a value were left out")
+                notes.append(f"{task}: {name}: items left out, without a value: {pair.missing}")
     if _generated(a, b, task):
         rows += _distinct_rows(task, a.tasks[task], b.tasks[task], margin, wanted)
     return rows

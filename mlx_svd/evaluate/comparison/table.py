@@ -128,7 +128,7 @@ def _too_small(comparison: Comparison) -> list[str]:
 def _detects(row: MetricComparison) -> str:
     return (
         f"{row.task}, {row.metric}: detects differences above {_number(row.detects)} with "
-        f"{row.difference.n} items"
+        f"n = {row.difference.n:,}"
     )
 
 

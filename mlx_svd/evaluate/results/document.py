@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mlx_svd.evaluate.settings import EvaluateSettings
 from mlx_svd.evaluate.statistics.power import limit_note
 from mlx_svd.strict_json import finite
 
+_WORK = ("task_seconds", "items_scored")
 _BY_TASK = (
     "results",
     "group_subtasks",
@@ -30,14 +32,25 @@ _BY_TASK = (
     "task_settings",
     "data_hashes",
     "task_hashes",
-    "task_seconds",
+    *_WORK,
 )
 # Difference of two models, as a share, that a limit should let a paired comparison find.
 _MARGIN = 0.01
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A task that is done: its scores, and what this run did for them: seconds, and items that it
+    scored; an earlier one may have left it some, or all."""
+
+    job: Job
+    scores: dict[str, Score]
+    seconds: float
+    items: int
+
+
 def results_of(
-    scored: Sequence[tuple[Job, dict[str, Score], float]],
+    scored: Sequence[Scored],
     *,
     model: str,
     digest: str,
@@ -46,22 +59,23 @@ def results_of(
     began: float,
     processes: int,
 ) -> dict[str, Any]:
-    """The whole document. scored: job, its scores and the seconds it took.
+    """The whole document.
 
     Beside lm-eval's keys stand ``intervals`` (95 %, None for an infinite end; chance level and
     whether it is inside), ``task_settings`` (of the run that each task is from),
-    ``data_hashes``, ``versions_of_packages``, ``command``, ``peak_memory`` and ``notes``.
+    ``data_hashes``, ``items_scored`` (in ``task_seconds``), ``versions_of_packages``, ``command``,
+    ``peak_memory`` and ``notes``.
     """
-    jobs = [job for job, _, _ in scored]
+    jobs = [done.job for done in scored]
     return {
-        "results": {job.task: _metrics(job, scores) for job, scores, _ in scored},
+        "results": {done.job.task: _metrics(done) for done in scored},
         "group_subtasks": {job.task: [] for job in jobs},
         "configs": {job.task: _config(job) for job in jobs},
         "versions": {job.task: job.version for job in jobs},
         "n-shot": {job.task: job.shots for job in jobs},
         "higher_is_better": {
-            job.task: {name: score.higher_is_better for name, score in scores.items()}
-            for job, scores, _ in scored
+            done.job.task: {name: score.higher_is_better for name, score in done.scores.items()}
+            for done in scored
         },
         "n-samples": {job.task: {"original": job.total, "effective": len(job.ids)} for job in jobs},
         "config": {
@@ -76,11 +90,11 @@ def results_of(
             "fewshot_seed": settings.seed,
             "settings": settings.conditions(),
         },
-        "intervals": {job.task: _intervals(scores) for job, scores, _ in scored},
+        "intervals": {done.job.task: _intervals(done.scores) for done in scored},
         "task_settings": {job.task: _settings(job, settings, max_length) for job in jobs},
         "data_hashes": {job.task: job.digest for job in jobs},
         "task_hashes": {job.task: job.digest for job in jobs},
-        "notes": [note for job, scores, _ in scored for note in _notes(job, scores)],
+        "notes": [note for done in scored for note in _notes(done.job, done.scores)],
         "model_source": "mlx-svd",
         "model_name": model,
         "model_name_sanitized": model.replace("/", "__"),
@@ -88,7 +102,8 @@ def results_of(
         "chat_template": None,
         "date": began,
         "total_evaluation_time_seconds": str(time.time() - began),
-        "task_seconds": {job.task: seconds for job, _, seconds in scored},
+        "task_seconds": {done.job.task: done.seconds for done in scored},
+        "items_scored": {done.job.task: done.items for done in scored},
         "peak_memory": peak_memory(),
         "processes": processes,
     } | conditions.conditions()
@@ -128,6 +143,10 @@ def with_earlier_tasks(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
     if earlier is None:
         return results
     kept = {key: {**earlier[key], **results[key]} for key in _BY_TASK}
+    for task, items in results["items_scored"].items():
+        if not items and task in earlier["results"]:
+            # Nothing was left to do, so what it took is what it took then.
+            kept |= {key: {**kept[key], task: earlier[key][task]} for key in _WORK}
     notes = [n for n in earlier["notes"] if n.partition(":")[0] not in results["results"]]
     return {**results, **kept, "notes": [*notes, *results["notes"]]}
 
@@ -138,9 +157,10 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
     replace_file(folder / RESULTS_FILE, text.encode())
 
 
-def _metrics(job: Job, scores: dict[str, Score]) -> dict[str, Any]:
-    found: dict[str, Any] = {"alias": job.task, "name": job.task, "sample_len": len(job.ids)}
-    for name, score in scores.items():
+def _metrics(done: Scored) -> dict[str, Any]:
+    task = done.job.task
+    found: dict[str, Any] = {"alias": task, "name": task, "sample_len": len(done.job.ids)}
+    for name, score in done.scores.items():
         found[metric_key(name)] = finite(score.value)
         # lm-eval writes "N/A" where there is no standard error.
         found[metric_key(name, "_stderr")] = "N/A" if score.stderr is None else score.stderr

@@ -105,7 +105,7 @@ def limit_note(n: int, margin: float) -> str:
         return ""
     half = implied_interval(n)
     return (
-        f"{n} items: a score has an interval of about +-{100 * half:.1f} points; a paired "
+        f"n = {n:,}: a score has an interval of about +-{100 * half:.1f} points; a paired "
         f"difference of {100 * margin:g} points needs about {needed:,} items"
     )
 

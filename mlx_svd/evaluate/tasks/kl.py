@@ -9,6 +9,8 @@ when --base is given.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -29,21 +31,25 @@ NAME = "kl"
 _WINDOW, _PROMPT, _CONTINUED, _BATCH = 512, 32, 64, 4
 
 
+@dataclass(frozen=True)
+class BaseModel:
+    """What loads the base model's tokenizer, and all of it."""
+
+    tokenizer: Callable[[], Any]
+    subject: Callable[[], Subject]
+
+
 def job(
-    stored: str,
-    origin: str,
-    subject: Subject,
-    base: Callable[[], Subject],
-    settings: EvaluateSettings,
+    stored: str, origin: str, subject: Subject, base: BaseModel, settings: EvaluateSettings
 ) -> Job:
-    """A job of one record per window. ``base`` loads the base model; it is called if something is
-    left to compute. Raises MlxSvdError if it tokenizes the text otherwise."""
+    """A job of one record per window. The base model is loaded if something is left to compute.
+    Raises MlxSvdError if it tokenizes the text otherwise."""
     length = min(_WINDOW, subject.max_length)
     if length < _PROMPT + _CONTINUED:
         raise MlxSvdError(
             f"kl: needs a context of {_PROMPT + _CONTINUED} tokens; the model has {length}"
         )
-    tokens = np.array(tokens_of(subject.tokenizer, detokenized(stored)), dtype=np.int32)
+    tokens = np.array(_common_tokens(subject, base, detokenized(stored)), dtype=np.int32)
     total = len(tokens) // length
     if not total:
         raise MlxSvdError(f"{origin}: has {len(tokens)} tokens, less than one window of {length}")
@@ -57,7 +63,7 @@ def job(
 
     def run(number: int) -> list[Record]:
         if not loaded:
-            loaded.append(_with_same_tokens(base(), subject, stored))
+            loaded.append(base.subject().scorer)
         part = windows[list(batches[number])]
         models = (subject.scorer.split.model, loaded[0].split.model)
         names = [f"{NAME}: window-{doc_ids[i]}" for i in batches[number]]
@@ -96,14 +102,14 @@ def job(
     )  # fmt: skip
 
 
-def _with_same_tokens(base: Subject, subject: Subject, stored: str) -> Scorer:
-    text = detokenized(stored)
-    if tokens_of(base.tokenizer, text) != tokens_of(subject.tokenizer, text):
+def _common_tokens(subject: Subject, base: BaseModel, text: str) -> list[int]:
+    tokens = tokens_of(subject.tokenizer, text)
+    if tokens_of(base.tokenizer(), text) != tokens:
         raise MlxSvdError(
             "kl: the model and --base tokenize the text differently; compare models of one "
             "tokenizer, or leave out kl"
         )
-    return base.scorer
+    return tokens
 
 
 def _first_divergence(model: Scorer, base: Scorer, prompts: np.ndarray) -> np.ndarray:

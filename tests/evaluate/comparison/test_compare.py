@@ -85,7 +85,7 @@ def test_chance_is_marked_where_the_results_give_it(tmp_path):
     said = remarks(compare(a, b))[0]
     assert said.startswith("neither model is shown to be above chance")
     assert "piqa, acc: detects differences above" in said
-    assert "with 100 items" in said
+    assert "with n = 100" in said
 
 
 def test_too_few_items_are_said_plainly_with_what_they_detect(folders):
@@ -94,7 +94,7 @@ def test_too_few_items_are_said_plainly_with_what_they_detect(folders):
     assert row.verdict == "not shown"
     (text,) = [remark for remark in remarks(found) if remark.startswith("n too small for these")]
     assert "piqa, acc: detects differences above 0.03" in text
-    assert f"items, takes about {row.needed:,}" in text
+    assert f"with n = {row.difference.n}, takes about {row.needed:,}" in text
 
 
 def test_tasks_of_one_run_only_are_named_not_dropped_silently(tmp_path, folders):
@@ -124,7 +124,7 @@ def test_metrics_of_one_run_and_items_without_a_value_are_named(tmp_path):
     found = compare(a, c)
     assert found.notes == [
         "piqa: not compared, only in one run: acc_norm",
-        "piqa: mc2: 9 items without a value were left out",
+        "piqa: mc2: items left out, without a value: 9",
     ]
     assert (line(found, "mc2").missing, line(found, "mc2").difference.n) == (9, 1)
 

@@ -56,12 +56,16 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(capitals, tmp_path, t
     assert calls
     assert not done & {i for batch in calls for i in batch}, "complete batches are not repeated"
     assert results["n-samples"]["capitals"]["effective"] == 10
+    assert results["items_scored"]["capitals"] == 10 - len(done)
 
 
 def test_a_finished_run_is_not_computed_again(capitals, tmp_path, monkeypatch):
     first = run([capitals], tmp_path / "out")
     monkeypatch.setattr(Scorer, "score_batch", lambda *_: pytest.fail("computed again"))
-    assert run([capitals], tmp_path / "out")["results"] == first["results"]
+    again = run([capitals], tmp_path / "out")
+    assert again["results"] == first["results"]
+    assert again["items_scored"] == first["items_scored"] == {"capitals": 10}
+    assert again["task_seconds"] == first["task_seconds"]
 
 
 def test_other_conditions_are_refused_and_named(capitals, tmp_path):

@@ -96,7 +96,7 @@ def test_items_for_an_interval_are_enough_and_one_fewer_is_not():
 
 def test_a_limit_below_what_a_claim_needs_is_said():
     note = limit_note(200, 0.01)
-    assert "200 items" in note
+    assert "n = 200: a score" in note
     assert "+-6.9 points" in note
     assert "7,8" in note
     assert limit_note(8000, 0.01) == ""

@@ -8,6 +8,7 @@ from scipy.stats import sem
 from mlx_svd.checkpoint.loader import load
 from mlx_svd.demo import DEMO_MODEL
 from mlx_svd.errors import MlxSvdError
+from mlx_svd.evaluate.likelihood.scorer import Scorer
 from mlx_svd.evaluate.tasks import kl
 from tests.evaluate.reference import log_probs
 from tests.evaluate.tasks.material import read, run
@@ -66,10 +67,14 @@ def test_a_model_does_not_diverge_from_itself(data, tmp_path):
     assert found["first_divergence,none"] == 64
 
 
-def test_kl_to_a_model_of_another_tokenizer_is_refused(data, tmp_path, shared):
+def test_a_base_of_another_tokenizer_is_refused_before_anything_is_scored(
+    data, tmp_path, shared, monkeypatch
+):
+    monkeypatch.setattr(Scorer, "score_batch", lambda *_: pytest.fail("something was scored"))
     base = str(shared / "models/llama-44m")
     with pytest.raises(MlxSvdError, match="kl: the model and --base tokenize the text differently"):
         run(["kl"], tmp_path / "out", data_dir=data, limit=1, base=base)
+    assert not list((tmp_path / "out").glob("samples_*"))
 
 
 def test_kl_without_a_base_model_says_what_to_give_before_anything_is_run(data, tmp_path):
