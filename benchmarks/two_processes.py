@@ -66,7 +66,6 @@ class TwoProcesses:
 def _serve(pipe: Connection, model: Path, max_length: int) -> None:
     """One of the processes: score what comes until the pipe is closed."""
     from mlx_svd.checkpoint.loader import load
-    from mlx_svd.evaluate.likelihood.batches import make_batches
     from mlx_svd.evaluate.likelihood.encode import encode_items
     from mlx_svd.evaluate.likelihood.scorer import Scorer
     from mlx_svd.evaluate.processes import Processes
@@ -83,7 +82,7 @@ def _serve(pipe: Connection, model: Path, max_length: int) -> None:
         except EOFError:
             return
         encoded = encode_items(tokenizer, items, max_length)
-        batches = make_batches(encoded, max_length)
+        batches = scorer.batches(encoded, max_length)
 
         def work(number: int, encoded=encoded, batches=batches) -> list[list[float]]:
             found = scorer.score_batch(encoded, batches[number])

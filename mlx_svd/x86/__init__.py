@@ -7,6 +7,6 @@ other device nothing changes.
 """
 
 from mlx_svd.x86.losses import cross_entropy, logsumexp
-from mlx_svd.x86.substitute import numpy_exponentials
+from mlx_svd.x86.substitute import numpy_exponentials, slow_exponentials
 
-__all__ = ["cross_entropy", "logsumexp", "numpy_exponentials"]
+__all__ = ["cross_entropy", "logsumexp", "numpy_exponentials", "slow_exponentials"]

@@ -1,7 +1,7 @@
 """Put numpy's exponentials where a model's own code computes softmax and activations."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,9 +24,12 @@ def slow_exponentials() -> bool:
 
 
 @contextmanager
-def numpy_exponentials(*models: nn.Module) -> Iterator[None]:
+def numpy_exponentials(
+    *models: nn.Module, attention: Callable[..., mx.array] | None = None
+) -> Iterator[None]:
     """While it lasts, numpy computes attention's softmax and the activations (SwiGLU, tanh-GELU)
-    of these models, in float32 on x86; elsewhere nothing changes.
+    of these models, in float32 on x86; elsewhere nothing changes. attention: another function in
+    place of ``mx.fast.scaled_dot_product_attention``.
 
     What runs inside computes at once instead of lazily, so only what is needed should run there.
     Other models of this process change too, so not for several threads at once.
@@ -38,7 +41,7 @@ def numpy_exponentials(*models: nn.Module) -> Iterator[None]:
     scopes = [type(module).__init__.__globals__ for model in models for module in model.modules()]
     scopes = [scope for scope in scopes if scope.get("swiglu") is _STOCK_SWIGLU]
     before = mx.fast.scaled_dot_product_attention, nn.gelu_approx
-    mx.fast.scaled_dot_product_attention, nn.gelu_approx = _attention, _gelu_approx
+    mx.fast.scaled_dot_product_attention, nn.gelu_approx = attention or _attention, _gelu_approx
     for scope in scopes:
         scope["swiglu"] = _swiglu
     try:

@@ -9,7 +9,6 @@ import numpy as np
 
 from mlx_svd.evaluate.jobs.base import Base
 from mlx_svd.evaluate.jobs.job import Job, Record, Score, mean_score, numbers
-from mlx_svd.evaluate.likelihood.batches import make_batches
 from mlx_svd.evaluate.likelihood.encode import EncodedItem, Item, encode_items
 from mlx_svd.evaluate.likelihood.scorer import Scorer, Scores
 from mlx_svd.evaluate.rows.choice_task import ChoiceTask
@@ -122,7 +121,7 @@ def truncation_notes(name: str, cuts: Sequence[int], max_length: int) -> list[st
 
 def _job(name, items, material, subject, settings, record, summarize, fields) -> Job:
     encoded = encode_items(subject.tokenizer, items, subject.max_length)
-    batches = make_batches(encoded, subject.max_length, settings.batch_tokens)
+    batches = subject.scorer.batches(encoded, subject.max_length, settings.batch_tokens)
 
     cuts = [item.truncated for item in encoded]
 

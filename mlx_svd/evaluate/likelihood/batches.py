@@ -71,17 +71,27 @@ def make_batches(
 
     max_length: of the model; tokens: padded tokens of a forward pass, unless one item has more.
     """
-    clusters: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    return [
+        batch
+        for members, shared in clusters(items)
+        for batch in _cut(items, members, shared, max_length, tokens)
+    ]
+
+
+def clusters(items: Sequence[EncodedItem]) -> list[tuple[list[int], int]]:
+    """(indices of items, how many first tokens all their contexts have in common), every item
+    once; last those that have too little in common with others, with 0."""
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, item in enumerate(items):
-        clusters[item.pairs[0][0][:_SHARED]].append(index)
-    batches, rest = [], []
-    for members in clusters.values():
+        alike[item.pairs[0][0][:_SHARED]].append(index)
+    found, rest = [], []
+    for members in alike.values():
         shared = _common(items, members)
         if shared < _SHARED or len(members) == 1:
             rest += members
         else:
-            batches += _cut(items, members, shared, max_length, tokens)
-    return batches + _cut(items, rest, 0, max_length, tokens)
+            found.append((members, shared))
+    return [*found, (rest, 0)] if rest else found
 
 
 def _common(items: Sequence[EncodedItem], members: list[int]) -> int:

@@ -32,20 +32,26 @@ class EncodedItem:
     truncated: int
 
 
-def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+def encode_pair(
+    tokenizer: Any,
+    context: str,
+    continuation: str,
+    known: dict[str, list[int]] | None = None,
+) -> tuple[list[int], list[int]]:
     """(tokens of the context, tokens of the continuation), as lm-eval's ``_encode_pair``.
 
     Trailing spaces of the context move to the continuation. Both are encoded as one text; the
     context's tokens are those it has alone and the continuation's are what follows as many tokens
     of the whole, even where a merge across the boundary made the last of these another token. An
-    empty context becomes the tokenizer's first token (or its end token). Raises MlxSvdError if
-    the continuation has no tokens of its own.
+    empty context becomes the tokenizer's first token (or its end token). known: tokens of contexts,
+    used and added to. Raises MlxSvdError if the continuation has no tokens of its own.
     """
     stripped = context.rstrip()
     continuation = context[len(stripped) :] + continuation
     if not stripped:
         return _without_context(tokenizer, continuation)
-    alone = tokens_of(tokenizer, stripped)
+    known = {} if known is None else known
+    alone = known.get(stripped) or known.setdefault(stripped, tokens_of(tokenizer, stripped))
     following = tokens_of(tokenizer, stripped + continuation)[len(alone) :]
     if not alone or not following:
         raise MlxSvdError(
@@ -98,11 +104,12 @@ def encode_items(tokenizer: Any, items: Sequence[Item], max_length: int) -> list
 
 
 def _encoded(tokenizer: Any, item: Item, max_length: int) -> EncodedItem:
+    known: dict[str, list[int]] = {}
     alone: dict[str, tuple[int, ...]] = {}
     pairs, truncated = [], 0
     for context, continuation in item.pairs:
         try:
-            before, after = encode_pair(tokenizer, context, continuation)
+            before, after = encode_pair(tokenizer, context, continuation, known)
         except MlxSvdError as error:
             raise MlxSvdError(f"{item.name}: {error}") from error
         if len(after) > max_length:

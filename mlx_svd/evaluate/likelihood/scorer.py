@@ -1,27 +1,32 @@
 """Log-likelihoods of continuations: items in batches, every prompt computed once.
 
-One batch takes up to three passes. What the prompts of many items have in common (the examples of
-a subject, the introduction of TruthfulQA) is computed once for all; then each prompt, at whose end
-the first tokens of all its continuations are read off; then the rest of the continuations, which
-look back at the keys and values of their prompt. A prompt with one continuation takes one pass.
-Logits are computed at the scored positions only.
+What the prompts of many items have in common (the examples of a subject, the introduction of
+TruthfulQA) is computed once for all; then each prompt, at whose end the first tokens of all its
+continuations are read off; and the rest of the continuations, which look back at the keys and
+values of their prompt. Logits are computed at the scored positions only.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from mlx_svd.errors import MlxSvdError
-from mlx_svd.evaluate.likelihood.batches import BATCH_TOKENS, Batch, make_batches
+from mlx_svd.evaluate.likelihood.batches import BATCH_TOKENS, Batch
 from mlx_svd.evaluate.likelihood.encode import EncodedItem
 from mlx_svd.evaluate.likelihood.forward import LOGIT_BYTES
-from mlx_svd.evaluate.likelihood.passes import Row, of_similar_length, passes
-from mlx_svd.evaluate.likelihood.prefix_cache import PrefixCache, mask_axes
+from mlx_svd.evaluate.likelihood.packed import PackedPasses, packs
+from mlx_svd.evaluate.likelihood.padded import PaddedPasses
+from mlx_svd.evaluate.likelihood.passes import Row, passes
+from mlx_svd.evaluate.likelihood.prefix_cache import mask_axes
 from mlx_svd.evaluate.likelihood.split import SplitModel
 from mlx_svd.evaluate.likelihood.vocabulary import word_log_probs
+
+# (owners, log-probabilities, is it the most probable one) of the tokens that rows want
+Picked = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,24 @@ class Scorer:
     def __init__(self, model: nn.Module, *, greedy: bool = False):
         self.split, self.greedy = SplitModel(model), greedy
         self.mask_axes = mask_axes(self.split)
-        self._prefix: tuple[tuple[int, ...], list[PrefixCache]] = ((), [])
+        if packs(self.split):
+            self.passes = PackedPasses(self.split)
+        else:
+            self.passes = PaddedPasses(self.split, self.mask_axes)
+        self._prefix: tuple[tuple[int, ...], list[Any]] = ((), [])
+
+    def batches(
+        self, items: Sequence[EncodedItem], max_length: int, batch_tokens: int = BATCH_TOKENS
+    ) -> list[Batch]:
+        """Which items are scored together: every one in exactly one batch."""
+        return self.passes.batches(items, max_length, batch_tokens)
 
     def scores(
         self, items: Sequence[EncodedItem], max_length: int, batch_tokens: int = BATCH_TOKENS
     ) -> list[Scores]:
         """Of every item, in their order."""
         found: dict[int, Scores] = {}
-        for batch in make_batches(items, max_length, batch_tokens):
+        for batch in self.batches(items, max_length, batch_tokens):
             found |= zip(batch.items, self.score_batch(items, batch), strict=True)
         return [found[i] for i in range(len(items))]
 
@@ -59,49 +74,33 @@ class Scorer:
         log-likelihood is not finite, or whose token ids the model lacks."""
         chosen = [items[i] for i in batch.items]
         self._check_ids(chosen)
-        prompts, following = passes(chosen, batch.shared)
         before = self._shared(chosen[0].pairs[0][0][: batch.shared])
-        caches = [PrefixCache(c.keys, c.values, batch.shared, self.mask_axes) for c in before]
-        if following and not caches:
-            caches = self._empty()
-        hidden = self.split.hidden(_padded(prompts), caches or None)
-        found = [self._picked(hidden, prompts)]
-        for rows in of_similar_length(following):
-            origin = [row.prompt for row in rows]
-            lengths = mx.array([batch.shared + len(prompts[i].tokens) for i in origin])
-            part = [cache.rows(mx.array(origin), lengths) for cache in caches]
-            found.append(self._picked(self.split.hidden(_padded(rows), part), rows))
+        rows = passes(chosen, batch.shared)
+        found = [self._picked(*each) for each in self.passes.hidden(*rows, before)]
         return self._summed(chosen, found)
 
-    def _empty(self) -> list[PrefixCache]:
-        return [PrefixCache(mask_axes=self.mask_axes) for _ in range(self.split.layers)]
-
-    def _shared(self, tokens: tuple[int, ...]) -> list[PrefixCache]:
+    def _shared(self, tokens: tuple[int, ...]) -> list[Any]:
         """Keys and values of a prefix; those of the last one are kept for the next batch."""
         if not tokens:
             return []
         if self._prefix[0] != tokens:
-            caches = self._empty()
-            self.split.hidden(mx.array(tokens)[None], caches)
-            mx.eval([(cache.keys, cache.values) for cache in caches])
-            self._prefix = (tokens, caches)
+            self._prefix = (tokens, self.passes.prefix(tokens))
         return self._prefix[1]
 
-    def _picked(self, hidden: mx.array, rows: list[Row]) -> tuple[np.ndarray, ...]:
-        """(owners, log-probabilities, is the most probable) of the tokens that rows want."""
+    def _picked(self, hidden: mx.array, rows: list[Row], starts: list[int]) -> Picked:
+        """Of hidden states (N, D), of which each row's begin at its start."""
         wanted = [
-            (number * hidden.shape[1] + position, token, owner)
-            for number, row in enumerate(rows)
+            (start + position, token, owner)
+            for start, row in zip(starts, rows, strict=True)
             for position, token, owner in row.wanted
         ]
         places, targets, owners = np.array(wanted).T
         unique, inverse = np.unique(places, return_inverse=True)
-        flat = hidden.reshape(-1, hidden.shape[-1])
         step = max(1, LOGIT_BYTES // (4 * self.split.vocabulary))
         values = np.zeros(len(targets))
         best = np.ones(len(targets), dtype=bool)
         for start in range(0, len(unique), step):
-            logits = self.split.logits(flat[mx.array(unique[start : start + step])])
+            logits = self.split.logits(hidden[mx.array(unique[start : start + step])])
             chosen = np.flatnonzero((inverse >= start) & (inverse < start + step))
             at, words = inverse[chosen] - start, targets[chosen]
             values[chosen] = word_log_probs(logits, at, words)
@@ -109,7 +108,7 @@ class Scorer:
                 best[chosen] = np.array(mx.argmax(logits, axis=-1))[at] == words
         return owners, values, best
 
-    def _summed(self, items: list[EncodedItem], parts: list[tuple]) -> list[Scores]:
+    def _summed(self, items: list[EncodedItem], parts: list[Picked]) -> list[Scores]:
         counts = [len(item.pairs) for item in items]
         sums, greedy = np.zeros(sum(counts)), np.ones(sum(counts), dtype=bool)
         for owners, values, best in parts:
@@ -136,11 +135,3 @@ class Scorer:
                     f"{item.name}: token id {largest} is beyond the model's vocabulary of "
                     f"{self.split.vocabulary}; tokenizer and model do not belong together"
                 )
-
-
-def _padded(rows: list[Row]) -> mx.array:
-    """(n, longest) int32, filled on the right with token 0, which causal attention never sees."""
-    tokens = np.zeros((len(rows), max(len(row.tokens) for row in rows)), dtype=np.int32)
-    for number, row in enumerate(rows):
-        tokens[number, : len(row.tokens)] = row.tokens
-    return mx.array(tokens)

@@ -39,11 +39,17 @@ class SplitModel:
         self._head = self._find_head()
         self._check()
 
-    def hidden(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
-        """tokens (B, L) int32 -> input of the vocabulary projection (B, L, D)."""
+    def hidden(
+        self,
+        tokens: mx.array,
+        cache: list[Any] | None = None,
+        attention: Callable[..., mx.array] | None = None,
+    ) -> mx.array:
+        """tokens (B, L) int32 -> input of the vocabulary projection (B, L, D). attention: in place
+        of ``mx.fast.scaled_dot_product_attention``."""
         seen = []
         with (
-            numpy_exponentials(self.model),
+            numpy_exponentials(self.model, attention=attention),
             _intercepted([self._head], lambda module, x: seen.append(x) or x),
         ):
             # MLX is lazy: the logits that this call describes are never computed.

@@ -15,7 +15,6 @@ from typing import Any
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.jobs.choice_job import Subject, truncation, truncation_notes
 from mlx_svd.evaluate.jobs.job import Job, Record, Score, numbers, score_of
-from mlx_svd.evaluate.likelihood.batches import make_batches
 from mlx_svd.evaluate.likelihood.encode import Item, encode_items
 from mlx_svd.evaluate.rows.hub import Hub, hub_rows
 from mlx_svd.evaluate.rows.material import find_file, pick
@@ -68,7 +67,7 @@ def job(
     doc_ids = pick(len(conversations), settings)
     made = [_item(*conversations[i], subject.tokenizer) for i in doc_ids]
     items = encode_items(subject.tokenizer, made, subject.max_length)
-    batches = make_batches(items, subject.max_length, settings.batch_tokens)
+    batches = subject.scorer.batches(items, subject.max_length, settings.batch_tokens)
 
     def run(number: int) -> list[Record]:
         batch = batches[number]

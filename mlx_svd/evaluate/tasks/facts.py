@@ -20,7 +20,6 @@ from mlx_svd.evaluate.jobs.choice_job import Subject, truncation, truncation_not
 from mlx_svd.evaluate.jobs.generated import answers, tokens_cut
 from mlx_svd.evaluate.jobs.job import Job, Record, Score, mean_score, numbers
 from mlx_svd.evaluate.jobs.matching import matches
-from mlx_svd.evaluate.likelihood.batches import make_batches
 from mlx_svd.evaluate.likelihood.encode import encode_items
 from mlx_svd.evaluate.rows.material import pick
 from mlx_svd.evaluate.settings import EvaluateSettings
@@ -47,7 +46,7 @@ def job(
     items = encode_items(subject.tokenizer, [fact_item(f) for f in chosen], subject.max_length)
     written = tokens_cut(subject, [f.prompt for f in chosen], settings)
     cuts = [max(item.truncated, cut) for item, cut in zip(items, written, strict=True)]
-    batches = make_batches(items, subject.max_length, settings.batch_tokens)
+    batches = subject.scorer.batches(items, subject.max_length, settings.batch_tokens)
 
     def run(number: int) -> list[Record]:
         batch = batches[number]

@@ -17,7 +17,6 @@ import numpy as np
 from mlx_svd.errors import MlxSvdError
 from mlx_svd.evaluate.jobs.choice_job import Subject
 from mlx_svd.evaluate.jobs.job import Job, Record, Score, numbers, score_of
-from mlx_svd.evaluate.likelihood.batches import make_batches
 from mlx_svd.evaluate.likelihood.encode import prefix_token, tokens_hash, tokens_of
 from mlx_svd.evaluate.likelihood.rolling import rolling_items
 from mlx_svd.evaluate.rows.hub import Hub, hub_rows
@@ -61,7 +60,7 @@ def job(
     total = len(items)
     doc_ids = pick(total, settings)
     items = [items[i] for i in doc_ids]
-    batches = make_batches(items, subject.max_length, settings.batch_tokens)
+    batches = subject.scorer.batches(items, subject.max_length, settings.batch_tokens)
     counts = [len(item.pairs[0][1]) for item in items]
     words, size = count_words(stored), len(stored.encode())
 

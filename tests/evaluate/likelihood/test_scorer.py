@@ -12,12 +12,16 @@ from mlx_svd.evaluate.likelihood import scorer as scorer_module
 from mlx_svd.evaluate.likelihood import vocabulary
 from mlx_svd.evaluate.likelihood.batches import make_batches
 from mlx_svd.evaluate.likelihood.encode import EncodedItem
+from mlx_svd.evaluate.likelihood.packed import PackedPasses
+from mlx_svd.evaluate.likelihood.padded import PaddedPasses
 from mlx_svd.evaluate.likelihood.scorer import Scorer
 from mlx_svd.evaluate.likelihood.split import SplitModel
+from mlx_svd.x86 import slow_exponentials
 from tests.evaluate.reference import log_probs
 from tests.tiny import FAMILIES, VOCAB, write_tiny
 
 MAX_LENGTH = 128
+COMPUTE_THEIR_OWN_ATTENTION = {"gemma2", "gpt_neo"}
 
 
 def random_items(count=16, vocabulary_size=VOCAB, seed=0):
@@ -52,14 +56,31 @@ def assert_as_one_by_one(model, items, scores, limit=1e-4):
             assert greedy == (expected.argmax(axis=1) == words).all()
 
 
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_is_scored_as_one_sequence_at_a_time(family, tmp_path):
+def test_every_family_is_scored_as_one_sequence_at_a_time(family, packed, tmp_path, monkeypatch):
+    if packed and (family in COMPUTE_THEIR_OWN_ATTENTION or not slow_exponentials()):
+        pytest.skip("is not packed: computes its own attention, or MLX is used for it here")
+    if not packed:
+        monkeypatch.setattr(scorer_module, "packs", lambda split: False)
     model, _ = load_model(write_tiny(family, tmp_path / "model"), dtype="float32")
     items = random_items()
-    assert any(batch.shared for batch in make_batches(items, MAX_LENGTH))
+    scorer = Scorer(model, greedy=True)
+    assert isinstance(scorer.passes, PackedPasses if packed else PaddedPasses)
+    assert any(batch.shared for batch in scorer.batches(items, MAX_LENGTH))
     for tokens in (1, 300, 4096):
-        scores = Scorer(model, greedy=True).scores(items, MAX_LENGTH, tokens)
-        assert_as_one_by_one(model, items, scores)
+        assert_as_one_by_one(model, items, scorer.scores(items, MAX_LENGTH, tokens))
+
+
+@pytest.mark.parametrize("family", sorted(COMPUTE_THEIR_OWN_ATTENTION))
+def test_a_model_that_computes_its_own_attention_is_not_packed(family, tmp_path):
+    model, _ = load_model(write_tiny(family, tmp_path / "model"), dtype="float32")
+    assert isinstance(Scorer(model).passes, PaddedPasses)
+
+
+def test_half_precision_is_not_packed():
+    model, _ = load(DEMO_MODEL, dtype="bfloat16")
+    assert isinstance(Scorer(model).passes, PaddedPasses)
 
 
 def test_logits_in_several_parts_are_those_in_one(monkeypatch):
