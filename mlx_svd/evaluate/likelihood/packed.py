@@ -52,8 +52,9 @@ class PackedPasses:
 
     def prefix(self, tokens: Sequence[int]) -> list[Prefix]:
         """Keys and values of a text that others go on from, of every layer."""
-        _, caches = self._run(pack([Row(tuple(tokens), 0)], []), [])
-        return [cache.kept() for cache in caches]
+        kept: list[Prefix] = []
+        self._hidden(pack([Row(tuple(tokens), 0)], []), [], kept)
+        return kept
 
     def hidden(
         self, prompts: list[Row], following: list[Row], before: list[Prefix]
@@ -61,13 +62,14 @@ class PackedPasses:
         """(hidden states (N, D), rows, where in N each row begins), all in one pass, behind
         ``before`` if there is any."""
         packed = pack(prompts, following)
-        yield self._run(packed, before)[0], [*prompts, *following], packed.starts
+        yield self._hidden(packed, before), [*prompts, *following], packed.starts
 
-    def _run(self, packed: Packed, before: list[Prefix]) -> tuple[mx.array, list["_Cache"]]:
-        attention = _Attention(packed.groups, len(before[0].keys) if before else 0)
+    def _hidden(
+        self, packed: Packed, before: list[Prefix], kept: list[Prefix] | None = None
+    ) -> mx.array:
+        attention = _Attention(packed.groups, len(before[0].keys) if before else 0, kept)
         caches = [_Cache(attention, prefix) for prefix in (before or [None] * self.split.layers)]
-        hidden = self.split.hidden(mx.array(packed.tokens)[:, None], caches, attention)
-        return hidden[:, 0], caches
+        return self.split.hidden(mx.array(packed.tokens)[:, None], caches, attention)[:, 0]
 
 
 def _parts(sizes: dict[int, int], tokens: int) -> list[list[int]]:
@@ -111,10 +113,12 @@ def pack(prompts: Sequence[Row], following: Sequence[Row]) -> Packed:
 
 
 class _Attention:
-    """In place of mx.fast.scaled_dot_product_attention; layers tell it which of them computes."""
+    """In place of mx.fast.scaled_dot_product_attention. prefix: of the layer that computes; kept:
+    where to put the keys and values of each."""
 
-    def __init__(self, groups: list[Group], before: int):
-        self.groups, self.layer = groups, None
+    def __init__(self, groups: list[Group], before: int, kept: list[Prefix] | None):
+        self.groups, self.kept = groups, kept
+        self.prefix: Prefix | None = None
         self.windows: list[tuple[mx.array, int]] = []
         places = np.concatenate([group.places for group in groups])
         self.places = mx.array((before + places).astype(np.int32))
@@ -136,11 +140,15 @@ class _Attention:
         if not known or any(array.dtype != mx.float32 for array in arrays):
             raise NotImplementedError("attention of another kind")
         mx.eval(arrays)
+        asked, *seen = (np.asarray(array)[:, :, 0] for array in arrays)
+        if self.kept is not None:
+            self.kept.append(Prefix(*seen))
         found = packed_attention(
-            *(np.asarray(array)[:, :, 0] for array in arrays),
+            asked,
+            *seen,
             self.groups,
             scale=scale,
-            prefix=self.layer.prefix,
+            prefix=self.prefix,
             window=windows[0] if windows else None,
         )
         return mx.array(found)[:, :, None]
@@ -152,11 +160,10 @@ class _Cache:
     def __init__(self, attention: _Attention, prefix: Prefix | None):
         self.attention, self.prefix = attention, prefix
         self.offset = attention.places
-        self.state: tuple[mx.array, mx.array] | None = None
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Keeps keys and values (N, K, 1, D) and returns them."""
-        self.attention.layer, self.state = self, (keys, values)
+        """Returns keys and values (N, K, 1, D) as they are; attention is next."""
+        self.attention.prefix = self.prefix
         return keys, values
 
     def make_mask(
@@ -167,10 +174,6 @@ class _Cache:
             return None
         self.attention.windows.append((mx.zeros((1, 1)), window_size))
         return self.attention.windows[-1][0]
-
-    def kept(self) -> Prefix:
-        """What texts may go on from."""
-        return Prefix(*(np.asarray(array)[:, :, 0] for array in self.state))
 
 
 def packs(split: SplitModel) -> bool:
