@@ -15,7 +15,7 @@ import numpy as np
 from mlx_svd.x86.workers import in_parts
 
 # Scores worked on at a time by one thread, and queries of one head among them.
-_SCORES, _QUERIES = 1 << 16, 128
+SCORES, QUERIES = 1 << 16, 128
 
 
 @functools.lru_cache(maxsize=256)
@@ -64,9 +64,9 @@ class _Work:
     def parts(self) -> list[tuple[slice, slice]]:
         """Texts and heads whose scores are worked on together."""
         texts, heads, group, length = self.queries.shape[:4]
-        one = group * min(length, _QUERIES) * self.keys.shape[2]
-        h = min(heads, max(1, _SCORES // one))
-        t = max(1, _SCORES // (one * heads))
+        one = group * min(length, QUERIES) * self.keys.shape[2]
+        h = min(heads, max(1, SCORES // one))
+        t = max(1, SCORES // (one * heads))
         return [
             (slice(i, i + t), slice(j, j + h))
             for i in range(0, texts, t)
@@ -109,8 +109,8 @@ class _Work:
     def _blocks(self, part: tuple[slice, slice]) -> Iterator[tuple[slice, int, np.ndarray]]:
         """(queries of a block, positions that they see, scaled queries (b, k, G * l, D))."""
         length, positions = self.queries.shape[3], self.keys.shape[2]
-        for start in range(0, length, _QUERIES):
-            block = slice(start, min(start + _QUERIES, length))
+        for start in range(0, length, QUERIES):
+            block = slice(start, min(start + QUERIES, length))
             seen = positions - length + block.stop if self.causal else positions
             queries = self.queries[part][:, :, :, block] * self.scale
             yield block, seen, queries.reshape(*queries.shape[:2], -1, queries.shape[-1])
@@ -133,7 +133,7 @@ class _Work:
         return scores
 
 
-@functools.lru_cache(maxsize=_QUERIES)
+@functools.lru_cache(maxsize=QUERIES)
 def _ahead(rows: int) -> np.ndarray:
     """(rows, rows): minus infinity above the diagonal."""
     return np.triu(np.full((rows, rows), -np.inf, np.float32), 1)

@@ -10,10 +10,9 @@ from functools import cached_property
 
 import numpy as np
 
+from mlx_svd.x86.attention import QUERIES, SCORES
 from mlx_svd.x86.workers import in_parts
 
-# Scores worked on at a time by one thread, and queries of one head among them.
-_SCORES, _QUERIES = 1 << 16, 128
 # Groups of up to so many rows keep what is hidden from each row: all layers hide the same.
 _KEPT = 1024
 
@@ -109,16 +108,16 @@ class _Work:
     def parts(self, group: Group) -> list[tuple[Group, slice]]:
         """(group, heads of keys) whose scores are worked on together."""
         heads, each = self.keys.shape[1], self.queries.shape[1] // self.keys.shape[1]
-        one = each * min(group.rows, _QUERIES) * (self.before + group.rows)
-        step = max(1, _SCORES // one)
+        one = each * min(group.rows, QUERIES) * (self.before + group.rows)
+        step = max(1, SCORES // one)
         return [(group, slice(i, min(i + step, heads))) for i in range(0, heads, step)]
 
     def attend(self, group: Group, heads: slice, found: np.ndarray) -> None:
         """Write the outputs of a group's rows and the queries of these heads of keys."""
         count, each = heads.stop - heads.start, self.queries.shape[1] // self.keys.shape[1]
         asked = slice(heads.start * each, heads.stop * each)
-        for start in range(0, group.rows, _QUERIES):
-            end = min(start + _QUERIES, group.rows)
+        for start in range(0, group.rows, QUERIES):
+            end = min(start + QUERIES, group.rows)
             rows = slice(group.start + start, group.start + end)
             seen = slice(group.start, group.start + end)
             queries = (self.queries[rows, asked] * self.scale).swapaxes(0, 1)

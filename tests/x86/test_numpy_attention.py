@@ -41,8 +41,8 @@ def biases(length, positions):
 @pytest.fixture(params=["one block", "several blocks, one head of one text at a time"])
 def blocks(request, monkeypatch):
     if request.param != "one block":
-        monkeypatch.setattr(module, "_QUERIES", 4)
-        monkeypatch.setattr(module, "_SCORES", 1)
+        monkeypatch.setattr(module, "QUERIES", 4)
+        monkeypatch.setattr(module, "SCORES", 1)
 
 
 @pytest.mark.parametrize(("length", "positions"), [(1, 1), (1, 9), (11, 11), (7, 13)])
